@@ -1,0 +1,28 @@
+# sparseattn_test(NAME SOURCES files... [RANKS counts...] [THREADS n] [TIMEOUT s] [LINKS targets...] [LABELS ...])
+#
+# A GoogleTest program with the main of tests/support. Without RANKS it runs once, outside MPI; with RANKS once per
+# count under mpirun, as NAME.np<count>.
+set(SPARSEATTN_MPIRUN_FLAGS --oversubscribe --bind-to none CACHE STRING "Extra flags of mpirun in tests")
+function(sparseattn_test name)
+  cmake_parse_arguments(TEST "" "THREADS;TIMEOUT" "SOURCES;RANKS;LINKS;LABELS" ${ARGN})
+  if(NOT TEST_THREADS)
+    set(TEST_THREADS 2)
+  endif()
+  if(NOT TEST_TIMEOUT)
+    set(TEST_TIMEOUT 120)
+  endif()
+  add_executable(${name} ${TEST_SOURCES})
+  target_link_libraries(${name} PRIVATE sparseattn_test_support sparseattn_flags ${TEST_LINKS})
+  set(environment "OMP_NUM_THREADS=${TEST_THREADS};OMP_PROC_BIND=false;${SPARSEATTN_TEST_ENVIRONMENT}")
+  if(TEST_RANKS)
+    foreach(ranks IN LISTS TEST_RANKS)
+      add_test(NAME ${name}.np${ranks}
+               COMMAND ${MPIEXEC_EXECUTABLE} ${MPIEXEC_NUMPROC_FLAG} ${ranks} ${SPARSEATTN_MPIRUN_FLAGS} $<TARGET_FILE:${name}>)
+      set_tests_properties(${name}.np${ranks} PROPERTIES TIMEOUT ${TEST_TIMEOUT} LABELS "${TEST_LABELS}"
+                           ENVIRONMENT "${environment};OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    endforeach()
+  else()
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${TEST_TIMEOUT} LABELS "${TEST_LABELS}" ENVIRONMENT "${environment}")
+  endif()
+endfunction()

@@ -1,0 +1,54 @@
+#pragma once
+/// \file
+/// The one place that looks at KOKKOS_VERSION: what Kokkos 3.4.01 to 5.x spell differently.
+
+#include <Kokkos_Core.hpp>
+#include <cmath>
+#include <string>
+
+namespace sparseattn {
+
+/// Waits for the work submitted to `exec`; the label names the wait in profiles where Kokkos takes one (3.5 and later).
+template <class Exec>
+void fence(const Exec& exec, [[maybe_unused]] const std::string& label) {
+#if KOKKOS_VERSION >= 30500
+    exec.fence(label);
+#else
+    exec.fence();
+#endif
+}
+
+/// Number of threads (host) or concurrently resident threads (device) of an execution-space instance.
+template <class Exec>
+int concurrency(const Exec& exec) {
+    return static_cast<int>(exec.concurrency());
+}
+
+/// Elementary functions callable on host and device in every supported Kokkos (its own math namespace starts at 3.7).
+namespace math {
+#if KOKKOS_VERSION >= 30700
+using Kokkos::abs;
+using Kokkos::cos;
+using Kokkos::exp;
+using Kokkos::fmax;
+using Kokkos::fmin;
+using Kokkos::isfinite;
+using Kokkos::log;
+using Kokkos::pow;
+using Kokkos::sin;
+using Kokkos::sqrt;
+#else
+using std::abs;
+using std::cos;
+using std::exp;
+using std::fmax;
+using std::fmin;
+using std::isfinite;
+using std::log;
+using std::pow;
+using std::sin;
+using std::sqrt;
+#endif
+}  // namespace math
+
+}  // namespace sparseattn

@@ -1,0 +1,62 @@
+#include "sparseattn/core/workspace.hpp"
+
+#include <algorithm>
+
+#include "sparseattn/core/instantiate.hpp"
+
+namespace sparseattn {
+namespace {
+constexpr std::size_t alignment = 64;
+constexpr std::size_t round_up(std::size_t bytes) {
+    return (bytes + alignment - 1) / alignment * alignment;
+}
+}  // namespace
+
+template <class Mem>
+Workspace<Mem>::Frame::Frame(Workspace& workspace)
+    : workspace_(workspace), chunk_(workspace.chunk_), used_(workspace.used_) {
+    ++workspace_.frames_;
+}
+
+template <class Mem>
+Workspace<Mem>::Frame::~Frame() {
+    workspace_.chunk_ = chunk_;
+    workspace_.used_ = used_;
+    // Several chunks mean that the pool grew during this outermost frame: keep one of the whole size from now on. The
+    // new chunk is made on the next take, so that a destructor never allocates.
+    if (--workspace_.frames_ == 0 && workspace_.chunks_.size() > 1) {
+        const std::size_t total = workspace_.capacity();
+        workspace_.chunks_.clear();
+        workspace_.wanted_ = total;
+    }
+}
+
+template <class Mem>
+std::size_t Workspace<Mem>::capacity() const {
+    std::size_t total = 0;
+    for (const Bytes& chunk : chunks_) total += chunk.extent(0);
+    return total;
+}
+
+template <class Mem>
+std::byte* Workspace<Mem>::take_bytes(std::size_t bytes) {
+    bytes = round_up(std::max<std::size_t>(bytes, 1));
+    while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].extent(0)) {
+        ++chunk_;
+        used_ = 0;
+    }
+    if (chunk_ == chunks_.size()) {
+        const std::size_t size = std::max({bytes, round_up(wanted_), capacity()});
+        chunks_.emplace_back(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::workspace"), size);
+        wanted_ = 0;
+        used_ = 0;
+    }
+    std::byte* start = chunks_[chunk_].data() + used_;
+    used_ += bytes;
+    return start;
+}
+
+#define SPARSEATTN_INSTANTIATE(MEM) template class Workspace<MEM>;
+SPARSEATTN_FOR_EACH_MEMORY(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn

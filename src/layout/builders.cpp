@@ -1,0 +1,152 @@
+#include "sparseattn/layout/builders.hpp"
+
+#include <algorithm>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/core/instantiate.hpp"
+#include "sparseattn/core/profiling.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
+
+namespace sparseattn {
+namespace {
+
+// The key blocks a row visits: [0, sink_end) and [local_begin, end), with sink_end <= local_begin.
+struct RowBlocks {
+    std::int32_t sink_end;
+    std::int32_t local_begin;
+    std::int32_t end;
+    KOKKOS_INLINE_FUNCTION std::int32_t count() const { return sink_end + end - local_begin; }
+};
+
+// What a mode's row visits, from the row's number in its sequence. Plain data: copied into kernels.
+struct RowRule {
+    Window window;  // the token window that the blocks must cover (unbounded: dense)
+    std::int32_t dense_tail = 0;
+    std::int32_t sink_blocks = 0;  // block granularity when local_blocks > 0
+    std::int32_t local_blocks = 0;
+
+    KOKKOS_INLINE_FUNCTION RowBlocks operator()(std::int32_t row, std::int32_t block, std::int32_t queries,
+                                                std::int32_t keys, bool causal) const {
+        const TokenRule rule{queries, keys, causal, window};
+        const std::int32_t first = row * block;
+        const std::int32_t last = (first + block < queries ? first + block : queries) - 1;
+        RowBlocks blocks{};
+        blocks.end = (rule.key_end(last) + block - 1) / block;
+        if (last >= queries - dense_tail) return blocks;  // [0, 0) and [0, end)
+        if (local_blocks > 0) {
+            blocks.local_begin = blocks.end > local_blocks ? blocks.end - local_blocks : 0;
+            blocks.sink_end = sink_blocks;
+        } else {
+            blocks.local_begin = rule.local_begin(first) / block;
+            blocks.sink_end = (window.sink + block - 1) / block;
+        }
+        if (blocks.local_begin > blocks.end) blocks.local_begin = blocks.end;
+        if (blocks.sink_end > blocks.local_begin) blocks.sink_end = blocks.local_begin;
+        return blocks;
+    }
+};
+
+void check(const std::vector<HeadMode>& modes) {
+    require(!modes.empty(), "modes.size()", 0, "at least 1");
+    for (std::size_t h = 0; h < modes.size(); ++h) {
+        if (!modes[h].streaming) continue;
+        require(modes[h].local >= 1, concat("modes[", h, "].local"), modes[h].local, "at least 1");
+        require(modes[h].sink >= 0, concat("modes[", h, "].sink"), modes[h].sink, "at least 0");
+        require(modes[h].dense_tail >= 0, concat("modes[", h, "].dense_tail"), modes[h].dense_tail, "at least 0");
+    }
+}
+
+RowRule row_rule(const HeadMode& mode, int block) {
+    RowRule rule;
+    if (!mode.streaming) return rule;
+    rule.dense_tail = mode.dense_tail;
+    if (mode.granularity == Granularity::block) {
+        rule.sink_blocks = (mode.sink + block - 1) / block;
+        rule.local_blocks = (mode.local + block - 1) / block;
+    } else {
+        rule.window = {mode.sink, mode.local, mode.dense_tail};
+    }
+    return rule;
+}
+
+// A row is the unit of block granularity, so only a token window can end its dense tail inside a row.
+Window head_window(const HeadMode& mode) {
+    if (!mode.streaming || mode.granularity == Granularity::block) return {};
+    return {mode.sink, mode.local, mode.dense_tail};
+}
+
+}  // namespace
+
+template <class Exec>
+BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
+                                                      const Sequences<typename Exec::memory_space>& sequences,
+                                                      int block, bool causal, const std::vector<HeadMode>& modes) {
+    using Mem = typename Exec::memory_space;
+    using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
+    const Region region("SparseAttn::build_layout");
+    check(modes);
+
+    std::vector<HeadMode> distinct;
+    std::vector<std::int32_t> head_list;
+    std::vector<Window> windows;
+    std::vector<RowRule> rules;
+    for (const HeadMode& mode : modes) {
+        const auto found = std::find(distinct.begin(), distinct.end(), mode);
+        head_list.push_back(static_cast<std::int32_t>(found - distinct.begin()));
+        windows.push_back(head_window(mode));
+        if (found == distinct.end()) {
+            distinct.push_back(mode);
+            rules.push_back(row_rule(mode, block));
+        }
+    }
+
+    BlockLayout<Mem> layout;
+    layout.grid = make_block_grid(exec, sequences, block);
+    layout.causal = causal;
+    layout.heads = static_cast<int>(modes.size());
+    layout.lists = static_cast<int>(distinct.size());
+    layout.head_list = detail::to_device(exec, "SparseAttn::layout.head_list", head_list);
+    layout.windows = detail::to_device(exec, "SparseAttn::layout.windows", windows);
+
+    const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * layout.grid.rows;
+    const Array1<std::int64_t, Mem> offsets("SparseAttn::layout.offsets", list_rows + 1);
+    const auto list_rules = detail::to_device(exec, "SparseAttn::list_rules", rules);
+    const auto grid = layout.grid;
+    const auto query_offsets = sequences.device_query_offsets();
+    const auto key_offsets = sequences.device_key_offsets();
+    const auto row_blocks = KOKKOS_LAMBDA(std::int64_t list_row) {
+        const std::int32_t row = static_cast<std::int32_t>(list_row % grid.rows);
+        const std::int32_t s = grid.row_sequence(row);
+        return list_rules(list_row / grid.rows)(row - grid.row_begin(s), grid.block,
+                                                query_offsets(s + 1) - query_offsets(s),
+                                                key_offsets(s + 1) - key_offsets(s), causal);
+    };
+
+    std::int64_t entries = 0;
+    Kokkos::parallel_scan(
+        "SparseAttn::build_layout.count", Policy(exec, 0, list_rows),
+        KOKKOS_LAMBDA(std::int64_t list_row, std::int64_t & sum, bool last) {
+            sum += row_blocks(list_row).count();
+            if (last) offsets(list_row + 1) = sum;
+        },
+        entries);
+    layout.columns = Array1<std::int32_t, Mem>(
+        Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "SparseAttn::layout.columns"), entries);
+    layout.offsets = offsets;
+    const auto columns = layout.columns;
+    Kokkos::parallel_for(
+        "SparseAttn::build_layout.fill", Policy(exec, 0, list_rows), KOKKOS_LAMBDA(std::int64_t list_row) {
+            const RowBlocks blocks = row_blocks(list_row);
+            std::int64_t at = offsets(list_row);
+            for (std::int32_t j = 0; j < blocks.sink_end; ++j) columns(at++) = j;
+            for (std::int32_t j = blocks.local_begin; j < blocks.end; ++j) columns(at++) = j;
+        });
+    return layout;
+}
+
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                              \
+    template BlockLayout<EXEC::memory_space> build_layout(const EXEC&, const Sequences<EXEC::memory_space>&, int, \
+                                                          bool, const std::vector<HeadMode>&);
+SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn
