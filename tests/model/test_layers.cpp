@@ -9,7 +9,6 @@ namespace {
 using detail::NormBackward;
 using detail::Rotation;
 
-
 TEST(Exponential, FloatStaysWithinAFewUnitsInTheLastPlace) {
     for (int i = -86999; i <= 88000; ++i) {
         const float x = static_cast<float>(i) * 1e-3F;
@@ -70,7 +69,9 @@ TEST(RmsNorm, GradientsMatchDifferencesInEveryMode) {
             for (std::size_t i = 0; i < result.size(); ++i) result[i] -= before[i];
         }
         if (mode != NormBackward::in_place) expect_close(gradient.host(), norm_forward(x, w, tokens), 1e-14);
-        if (mode == NormBackward::in_place) { EXPECT_EQ(dx.host(), before); }
+        if (mode == NormBackward::in_place) {
+            EXPECT_EQ(dx.host(), before);
+        }
         auto weight_result = dw.host();
         for (int i = 0; i < features; ++i) weight_result[i] -= dw0[i];
         expect_gradient("x", x, result, [&](const auto& v) { return dot(dy, norm_forward(v, w, tokens)); });
