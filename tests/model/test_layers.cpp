@@ -1,6 +1,6 @@
 // Every elementwise layer against its definition, and its gradients against central differences in double.
 #include "model/support.hpp"
-#include "sparseattn/model/detail/elementary.hpp"
+#include "sparseattn/core/elementary.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::test {
