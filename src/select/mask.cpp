@@ -75,7 +75,28 @@ void build_csr(const Exec& exec, const std::string& label, std::int64_t list_row
     out_entries = entries;
 }
 
+template <class Mem>
+struct EveryBlock {
+    SequenceShape shape;
+    BlockMask<Mem> mask;
+    std::int64_t list;
+    template <class Team>
+    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
+        const std::int32_t row = team.league_rank();
+        write_mask_row(team, mask.row(list, shape.row_begin + row), static_cast<std::int32_t>(mask.words.extent(1)),
+                       shape.span(row).end, [](std::int32_t) { return true; });
+    }
+};
+
 }  // namespace
+
+template <class Exec>
+void visit_every_block(const Exec& exec, const SequenceShape& shape, const BlockMask<typename Exec::memory_space>& mask,
+                       std::int64_t list) {
+    Kokkos::parallel_for("SparseAttn::visit_every_block",
+                         Kokkos::TeamPolicy<Exec>(exec, shape.rows(), Kokkos::AUTO),
+                         EveryBlock<typename Exec::memory_space>{shape, mask, list});
+}
 
 template <class Exec>
 BlockLayout<typename Exec::memory_space> layout_from_mask(const Exec& exec,
@@ -132,7 +153,8 @@ std::vector<std::int32_t> estimated_head_list(const std::vector<std::int32_t>& e
     return head_list;
 }
 
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                        \
+#define SPARSEATTN_INSTANTIATE(EXEC) \
+    template void visit_every_block(const EXEC&, const SequenceShape&, const BlockMask<EXEC::memory_space>&, std::int64_t);                                                                        \
     template BlockLayout<EXEC::memory_space> layout_from_mask(                                              \
         const EXEC&, const Sequences<EXEC::memory_space>&, int, bool, const BlockMask<EXEC::memory_space>&, \
         const std::vector<std::int32_t>&, const KeptColumns<EXEC::memory_space>&);

@@ -164,20 +164,6 @@ struct ThresholdRows {
     }
 };
 
-template <class Mem>
-struct EveryBlock {
-    SequenceShape shape;
-    BlockMask<Mem> mask;
-    std::int64_t list;
-    template <class Team>
-    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
-        const std::int32_t row = team.league_rank();
-        detail::write_mask_row(team, mask.row(list, shape.row_begin + row),
-                               static_cast<std::int32_t>(mask.words.extent(1)), shape.span(row).end,
-                               [](std::int32_t) { return true; });
-    }
-};
-
 // One head of one sequence, `buffers.keys` packed.
 template <class Exec, class T>
 void estimate_head(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query, int head,
@@ -254,9 +240,7 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
         for (std::size_t e = 0; e < heads.size(); ++e) {
             const double threshold = options.thresholds.empty() ? options.threshold : options.thresholds[heads[e]];
             if (threshold >= 1 || sequence.keys == 0) {
-                Kokkos::parallel_for("SparseAttn::xattention.every_block",
-                                     Kokkos::TeamPolicy<Exec>(exec, sequence.rows(), Kokkos::AUTO),
-                                     EveryBlock<Mem>{sequence, buffers.mask, static_cast<std::int64_t>(e)});
+                detail::visit_every_block(exec, sequence, buffers.mask, static_cast<std::int64_t>(e));
                 continue;
             }
             const int kv_head = heads[e] / shape.group();

@@ -55,6 +55,11 @@ KOKKOS_INLINE_FUNCTION void write_mask_row(const Team& team, std::uint32_t* word
     });
 }
 
+// Every block that a query of the row sees, for the rows of one sequence.
+template <class Exec>
+void visit_every_block(const Exec& exec, const SequenceShape& shape, const BlockMask<typename Exec::memory_space>& mask,
+                       std::int64_t list);
+
 // Single key columns that heads keep beside their blocks: per (list, sequence) an ascending list of keys. A row takes
 // those that its last query sees and that lie outside the row's blocks.
 template <class Mem>

@@ -19,9 +19,9 @@ void pack_rows(const Exec& exec, const HeadsView<const T, typename Exec::memory_
                std::int32_t stride, std::int32_t first_row, bool reversed,
                const Span2<float, typename Exec::memory_space>& out);
 
-// out(J, c) = scale * mean of rows [J * block, (J + 1) * block) of `rows` that lie in [0, tokens).
-template <class Exec>
-void mean_rows(const Exec& exec, const Span2<const float, typename Exec::memory_space>& rows, std::int32_t block,
-               float scale, const Span2<float, typename Exec::memory_space>& out);
+// out(J, c) = scale * mean of x(., head, c) over the tokens [J * block, (J + 1) * block) that the range has.
+template <class Exec, class T>
+void mean_blocks(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x, const TokenRange& range,
+                 std::int32_t block, float scale, const Span2<float, typename Exec::memory_space>& out);
 
 }  // namespace sparseattn::detail
