@@ -240,8 +240,7 @@ void select_group(const Exec& exec, const HeadsView<const T, typename Exec::memo
         detail::mean_blocks<Exec, T>(exec, query, range, options.block, scale,
                                      Span2<float, Mem>(mean_queries.data(), rows, d));
         const detail::TokenRange last{shape.query_begin + shape.queries - tail, tail, range.head};
-        detail::mean_blocks<Exec, T>(exec, query, last, tail, scale,
-                                     Span2<float, Mem>(&mean_queries(rows, 0), 1, d));
+        detail::mean_blocks<Exec, T>(exec, query, last, tail, scale, Span2<float, Mem>(&mean_queries(rows, 0), 1, d));
         const Span2<float, Mem> pooled(b.pooled.data() + static_cast<std::int64_t>(m) * (rows + 1) * blocks, rows + 1,
                                        blocks);
         detail::gemm<Exec, float>(exec, detail::Op::none, detail::Op::transpose, 1.0F, mean_queries, mean_keys, 0.0F,
@@ -281,9 +280,9 @@ std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequ
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_flexprefill(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
-    const HeadsView<const T, typename Exec::memory_space>& key,
-    const Sequences<typename Exec::memory_space>& sequences, const FlexPrefillOptions& options,
-    Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate) {
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const FlexPrefillOptions& options, Workspace<typename Exec::memory_space>& workspace,
+    const EstimatedHeads& estimate) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_flexprefill");
     options.validate();
@@ -297,11 +296,11 @@ BlockLayout<typename Exec::memory_space> select_flexprefill(
 
     typename Workspace<Mem>::Frame frame(workspace);
     const Buffers<Mem> buffers = detail::carve<Mem>(
-        frame,
-        buffer_plan(sequences, static_cast<int>(heads.size()), shape.group(), shape.head_dim, options));
+        frame, buffer_plan(sequences, static_cast<int>(heads.size()), shape.group(), shape.head_dim, options));
     for (const SequenceShape& sequence : detail::sequence_shapes(sequences, options.block, true)) {
         if (sequence.queries == 0) continue;
-        const bool dense = sequence.keys <= std::max(2 * options.block, options.min_budget) || (options.gamma >= 1 && !options.max_budget);
+        const bool dense = sequence.keys <= std::max(2 * options.block, options.min_budget) ||
+                           (options.gamma >= 1 && !options.max_budget);
         for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
             if (groups[kv_head].empty()) continue;
             if (!dense) {
@@ -320,10 +319,10 @@ BlockLayout<typename Exec::memory_space> select_flexprefill(
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const FlexPrefillOptions&, Workspace<EXEC::memory_space>&,           \
         const EstimatedHeads&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                       \
-    template std::size_t flexprefill_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int,      \
-                                                 const FlexPrefillOptions&);                               \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                               \
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                  \
+    template std::size_t flexprefill_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
+                                                 const FlexPrefillOptions&);                          \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                          \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -4,6 +4,7 @@
 
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/layout/detail/csr.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -42,38 +43,29 @@ struct MaskRows {
         const std::int32_t end = causal ? last + keys - queries + 1 : keys;
         const std::uint32_t* words = mask.row(list, row);
         for (std::int32_t i = 0; i < kept.count(list, s); ++i) {
-            const std::int32_t key = kept.columns(list, key_offsets(s) + i);
+            const std::int32_t key = kept.columns(list * kept.count.extent(1) + s, i);
             if (key >= end) break;
             if (!mask.test(words, key / grid.block)) visit(key);
         }
     }
 };
 
-// Counts with count(list_row), then fill(list_row, first entry); offsets and entries are new arrays.
-template <class Exec, class Count, class Fill>
-void build_csr(const Exec& exec, const std::string& label, std::int64_t list_rows, const Count& count, const Fill& fill,
-               Array1<std::int64_t, typename Exec::memory_space>& out_offsets,
-               Array1<std::int32_t, typename Exec::memory_space>& out_entries) {
-    using Mem = typename Exec::memory_space;
-    using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
-    const Array1<std::int64_t, Mem> offsets(Kokkos::view_alloc(exec, label + ".offsets"), list_rows + 1);
-    std::int64_t total = 0;
-    Kokkos::parallel_for(
-        label + ".count", Policy(exec, 0, list_rows), KOKKOS_LAMBDA(std::int64_t i) { offsets(i + 1) = count(i); });
-    Kokkos::parallel_scan(
-        label + ".scan", Policy(exec, 0, list_rows),
-        KOKKOS_LAMBDA(std::int64_t i, std::int64_t & sum, bool last) {
-            sum += offsets(i + 1);
-            if (last) offsets(i + 1) = sum;
-        },
-        total);
-    const Array1<std::int32_t, Mem> entries(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label), total);
-    Kokkos::parallel_for(
-        label + ".fill", Policy(exec, 0, list_rows),
-        KOKKOS_LAMBDA(std::int64_t i) { fill(i, entries.data() + offsets(i)); });
-    out_offsets = offsets;
-    out_entries = entries;
-}
+template <class Mem>
+struct Blocks {
+    MaskRows<Mem> rows;
+    template <class Visit>
+    KOKKOS_INLINE_FUNCTION void each(std::int64_t list_row, const Visit& visit) const {
+        rows.blocks(list_row, visit);
+    }
+};
+template <class Mem>
+struct SingleKeys {
+    MaskRows<Mem> rows;
+    template <class Visit>
+    KOKKOS_INLINE_FUNCTION void each(std::int64_t list_row, const Visit& visit) const {
+        rows.single_keys(list_row, visit);
+    }
+};
 
 template <class Mem>
 struct EveryBlock {
@@ -93,8 +85,7 @@ struct EveryBlock {
 template <class Exec>
 void visit_every_block(const Exec& exec, const SequenceShape& shape, const BlockMask<typename Exec::memory_space>& mask,
                        std::int64_t list) {
-    Kokkos::parallel_for("SparseAttn::visit_every_block",
-                         Kokkos::TeamPolicy<Exec>(exec, shape.rows(), Kokkos::AUTO),
+    Kokkos::parallel_for("SparseAttn::visit_every_block", Kokkos::TeamPolicy<Exec>(exec, shape.rows(), Kokkos::AUTO),
                          EveryBlock<typename Exec::memory_space>{shape, mask, list});
 }
 
@@ -118,31 +109,9 @@ BlockLayout<typename Exec::memory_space> layout_from_mask(const Exec& exec,
     const std::int32_t mask_lists = mask.rows == 0 ? 0 : static_cast<std::int32_t>(mask.words.extent(0) / mask.rows);
     const MaskRows<Mem> rows{
         mask, mask_lists, layout.grid, sequences.device_query_offsets(), sequences.device_key_offsets(), causal, kept};
-    build_csr(
-        exec, "SparseAttn::layout.columns", list_rows,
-        KOKKOS_LAMBDA(std::int64_t i) {
-            std::int64_t count = 0;
-            rows.blocks(i, [&](std::int32_t) { ++count; });
-            return count;
-        },
-        KOKKOS_LAMBDA(std::int64_t i, std::int32_t * to) {
-            std::int64_t at = 0;
-            rows.blocks(i, [&](std::int32_t J) { to[at++] = J; });
-        },
-        layout.offsets, layout.columns);
+    build_csr(exec, "SparseAttn::layout.columns", list_rows, Blocks<Mem>{rows}, layout.offsets, layout.columns);
     if (kept.count.extent(0) > 0) {
-        build_csr(
-            exec, "SparseAttn::layout.keys", list_rows,
-            KOKKOS_LAMBDA(std::int64_t i) {
-                std::int64_t count = 0;
-                rows.single_keys(i, [&](std::int32_t) { ++count; });
-                return count;
-            },
-            KOKKOS_LAMBDA(std::int64_t i, std::int32_t * to) {
-                std::int64_t at = 0;
-                rows.single_keys(i, [&](std::int32_t key) { to[at++] = key; });
-            },
-            layout.key_offsets, layout.keys);
+        build_csr(exec, "SparseAttn::layout.keys", list_rows, SingleKeys<Mem>{rows}, layout.key_offsets, layout.keys);
     }
     return layout;
 }
@@ -153,10 +122,11 @@ std::vector<std::int32_t> estimated_head_list(const std::vector<std::int32_t>& e
     return head_list;
 }
 
-#define SPARSEATTN_INSTANTIATE(EXEC) \
-    template void visit_every_block(const EXEC&, const SequenceShape&, const BlockMask<EXEC::memory_space>&, std::int64_t);                                                                        \
-    template BlockLayout<EXEC::memory_space> layout_from_mask(                                              \
-        const EXEC&, const Sequences<EXEC::memory_space>&, int, bool, const BlockMask<EXEC::memory_space>&, \
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                         \
+    template void visit_every_block(const EXEC&, const SequenceShape&, const BlockMask<EXEC::memory_space>&, \
+                                    std::int64_t);                                                           \
+    template BlockLayout<EXEC::memory_space> layout_from_mask(                                               \
+        const EXEC&, const Sequences<EXEC::memory_space>&, int, bool, const BlockMask<EXEC::memory_space>&,  \
         const std::vector<std::int32_t>&, const KeptColumns<EXEC::memory_space>&);
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -71,19 +71,19 @@ void pack_rows(const Exec& exec, const HeadsView<const T, typename Exec::memory_
 template <class Exec, class T>
 void mean_blocks(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x, const TokenRange& range,
                  std::int32_t block, float scale, const Span2<float, typename Exec::memory_space>& out) {
-    const MeanBlocks<T, typename Exec::memory_space> mean{
-        x, range, block, static_cast<std::int32_t>(x.extent(2)), scale, out};
+    const MeanBlocks<T, typename Exec::memory_space> mean{x,     range, block, static_cast<std::int32_t>(x.extent(2)),
+                                                          scale, out};
     Kokkos::parallel_for("SparseAttn::mean_blocks",
                          Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(out.extent(0)), Kokkos::AUTO), mean);
 }
 
-#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
-    template void pack_rows(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&,         \
-                            std::int32_t, std::int32_t, bool, const Span2<float, EXEC::memory_space>&);            \
-    template void mean_blocks(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&,       \
+#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                 \
+    template void pack_rows(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&,   \
+                            std::int32_t, std::int32_t, bool, const Span2<float, EXEC::memory_space>&);      \
+    template void mean_blocks(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&, \
                               std::int32_t, float, const Span2<float, EXEC::memory_space>&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                               \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                                       \
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -73,10 +73,10 @@ void tail_profile(const Exec& exec, const HeadsView<const T, typename Exec::memo
                          TailSums<Mem, width>{scores, vertical, slash});
 }
 
-#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                      \
-    template void tail_profile(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&,     \
-                               std::int32_t, const Span2<const float, EXEC::memory_space>&,                       \
-                               const TailBuffers<EXEC::memory_space>&, const Span1<float, EXEC::memory_space>&,   \
+#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                    \
+    template void tail_profile(const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const TokenRange&,   \
+                               std::int32_t, const Span2<const float, EXEC::memory_space>&,                     \
+                               const TailBuffers<EXEC::memory_space>&, const Span1<float, EXEC::memory_space>&, \
                                const Span1<float, EXEC::memory_space>&);
 #define SPARSEATTN_INSTANTIATE(EXEC)         \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \

@@ -11,8 +11,8 @@ std::vector<HeadLists> run(const Problem<T>& problem, const Options& options, co
     const Exec exec;
     const OnDevice<Exec, T> inputs(problem);
     Workspace<typename Exec::memory_space> workspace;
-    const auto layout = select_flexprefill<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace,
-                                                    estimate);
+    const auto layout =
+        select_flexprefill<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace, estimate);
     validate(exec, inputs.sequences, layout);
     return head_lists(exec, layout);
 }
@@ -226,7 +226,8 @@ TYPED_TEST(FlexPrefill, AllOfTheMassIsEveryBlock) {
             options.max_budget = budget;
             const auto heads = run<TypeParam>(problem, options);
             for (int I = 0; I < 11; ++I) {
-                EXPECT_EQ(static_cast<int>(heads[0].blocks[I].size()), (std::min((I + 1) * 64, 700) - 1 + 100) / 64 + 1);
+                EXPECT_EQ(static_cast<int>(heads[0].blocks[I].size()),
+                          (std::min((I + 1) * 64, 700) - 1 + 100) / 64 + 1);
             }
         }
     }

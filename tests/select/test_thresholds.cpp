@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 
@@ -9,9 +11,8 @@ namespace {
 
 class Thresholds : public testing::Test {
   protected:
-    std::string path_ = (std::filesystem::path(testing::TempDir()) /
-                         concat("sparseattn_thresholds_", testing::UnitTest::GetInstance()->random_seed(), ".tsv"))
-                            .string();
+    std::string path_ =
+        (std::filesystem::path(testing::TempDir()) / concat("sparseattn_thresholds_", ::getpid(), ".tsv")).string();
     void TearDown() override { std::filesystem::remove(path_); }
     void write(const std::string& text) const { std::ofstream(path_) << text; }
     std::string message() const {

@@ -64,7 +64,7 @@ void visit_every_block(const Exec& exec, const SequenceShape& shape, const Block
 // those that its last query sees and that lie outside the row's blocks.
 template <class Mem>
 struct KeptColumns {
-    Span2<const std::int32_t, Mem> columns;  // [lists, keys of the batch], a sequence's begin at its first key
+    Span2<const std::int32_t, Mem> columns;  // [lists * sequences, largest count]
     Span2<const std::int32_t, Mem> count;    // [lists, sequences]
 };
 
