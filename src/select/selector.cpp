@@ -50,13 +50,10 @@ BlockLayout<typename Exec::memory_space> estimate(const Exec& exec,
 }  // namespace
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select(const Exec& exec,
-                                                const HeadsView<const T, typename Exec::memory_space>& query,
-                                                const HeadsView<const T, typename Exec::memory_space>& key,
-                                                const Sequences<typename Exec::memory_space>& sequences,
-                                                const SelectorOptions& options,
-                                                Workspace<typename Exec::memory_space>& workspace,
-                                                const HeadPlan& plan) {
+BlockLayout<typename Exec::memory_space> select(
+    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select");
     validate(options);
@@ -102,15 +99,15 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
     return 0;
 }
 
-#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
-    template BlockLayout<EXEC::memory_space> select(                                                               \
-        const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
-        const Sequences<EXEC::memory_space>&, const SelectorOptions&, Workspace<EXEC::memory_space>&,              \
-        const HeadPlan&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                           \
-    template std::size_t selection_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int,            \
-                                               const SelectorOptions&);                                        \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                                   \
+#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                      \
+    template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
+                                                    const HeadsView<const T, EXEC::memory_space>&,                \
+                                                    const Sequences<EXEC::memory_space>&, const SelectorOptions&, \
+                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                \
+    template std::size_t selection_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
+                                               const SelectorOptions&);                             \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                        \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -45,8 +45,7 @@ std::string parse(const std::string& text, std::optional<Value>& value) {
     return must.empty() ? "" : must + " or none";
 }
 template <class Enum>
-    requires std::is_enum_v<Enum>
-std::string parse(const std::string& text, Enum& value) {
+requires std::is_enum_v<Enum> std::string parse(const std::string& text, Enum& value) {
     std::string known;
     for (const auto& [candidate, name] : names_of(value)) {
         if (name == text) {
@@ -74,8 +73,7 @@ std::string print(const std::optional<Value>& value) {
     return value ? print(*value) : "none";
 }
 template <class Enum>
-    requires std::is_enum_v<Enum>
-std::string print(Enum value) {
+requires std::is_enum_v<Enum> std::string print(Enum value) {
     for (const auto& [candidate, name] : names_of(value)) {
         if (candidate == value) return name;
     }

@@ -41,7 +41,8 @@ using SelectorOptions =
 
 /// Reads "name" or "name:key=value,key=value": keys are the scalar members of the method's options, enumerations by
 /// their names, optional ones also "none". What is not named has its default. Validated.
-/// Throws InvalidArgument for an unknown name or key (listing the known ones), a value of the wrong kind or out of range.
+/// Throws InvalidArgument for an unknown name or key (listing the known ones), a value of the wrong kind or out of
+/// range.
 [[nodiscard]] SelectorOptions parse_selector(const std::string& text);
 /// The text that parse_selector reads back, with every scalar option.
 [[nodiscard]] std::string describe(const SelectorOptions& options);
@@ -61,13 +62,10 @@ struct HeadPlan {
 /// says. The layout is a constant for gradients. Waits for `exec`: the number of blocks decides the allocation.
 /// Throws InvalidArgument for options out of range and shapes that do not fit.
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select(const Exec& exec,
-                                                const HeadsView<const T, typename Exec::memory_space>& query,
-                                                const HeadsView<const T, typename Exec::memory_space>& key,
-                                                const Sequences<typename Exec::memory_space>& sequences,
-                                                const SelectorOptions& options,
-                                                Workspace<typename Exec::memory_space>& workspace,
-                                                const HeadPlan& plan = {});
+BlockLayout<typename Exec::memory_space> select(
+    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan = {});
 
 /// Bytes of workspace that `select` takes when it estimates all of `heads` query heads; the methods' own functions say
 /// what they are made of.
