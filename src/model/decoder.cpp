@@ -10,7 +10,7 @@
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/model/detail/buffers.hpp"
 #include "sparseattn/model/detail/decoder_layer.hpp"
-#include "sparseattn/model/detail/gemm.hpp"
+#include "sparseattn/core/gemm.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/model/detail/rows.hpp"
 
