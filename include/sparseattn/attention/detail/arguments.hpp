@@ -1,0 +1,57 @@
+#pragma once
+/// \file
+/// What the attention implementations take: the public calls' arguments, checked, with the scale resolved.
+
+#include "sparseattn/attention/attention.hpp"
+
+namespace sparseattn::detail {
+
+template <class T, class Mem>
+struct ForwardArguments {
+    AttentionInputs<T, Mem> inputs;
+    const Sequences<Mem>& sequences;
+    const BlockLayout<Mem>& layout;
+    accumulate_t<T> scale;
+    AttentionOutputs<T, Mem> outputs;
+};
+
+template <class T, class Mem>
+struct BackwardArguments {
+    HeadsView<const T, Mem> dout;
+    AttentionInputs<T, Mem> inputs;
+    AttentionOutputs<const T, Mem> outputs;
+    const Sequences<Mem>& sequences;
+    LayoutPair<Mem> layout;
+    accumulate_t<T> scale;
+    AttentionGradients<T, Mem> gradients;
+};
+
+template <class T, class Mem>
+struct GatedForwardArguments {
+    AttentionInputs<T, Mem> inputs;
+    const Sequences<Mem>& sequences;
+    const BlockLayout<Mem>& full;
+    const BlockLayout<Mem>& sparse;
+    Span1<const float, Mem> gate;
+    accumulate_t<T> scale;
+    HeadsView<T, Mem> out;
+    AttentionOutputs<T, Mem> full_outputs;
+    AttentionOutputs<T, Mem> sparse_outputs;
+};
+
+template <class T, class Mem>
+struct GatedBackwardArguments {
+    HeadsView<const T, Mem> dout;
+    AttentionInputs<T, Mem> inputs;
+    AttentionOutputs<const T, Mem> full_outputs;
+    AttentionOutputs<const T, Mem> sparse_outputs;
+    const Sequences<Mem>& sequences;
+    LayoutPair<Mem> full;
+    LayoutPair<Mem> sparse;
+    Span1<const float, Mem> gate;
+    accumulate_t<T> scale;
+    AttentionGradients<T, Mem> gradients;
+    Span1<float, Mem> dgate;
+};
+
+}  // namespace sparseattn::detail
