@@ -324,4 +324,22 @@ inline std::vector<Case> cases() {
     };
 }
 
+/// A case drawn from `seed`; `kind` gets its layout kind.
+inline Case random_case(std::uint64_t seed, std::string& kind) {
+    Dice dice(seed);
+    const int dims[] = {32, 64, 96, 128, 256};
+    const char* kinds[] = {"dense", "token", "block", "tail", "mixed", "lists", "singles", "windowed_lists"};
+    const int groups[] = {1, 2, 4};
+    Case c{"random",         {}, {}, 4, groups[dice.below(3)], dims[dice.below(5)], dice.chance(0.5) ? 64 : 128,
+           dice.chance(0.7), ""};
+    const int count = 1 + dice.below(3);
+    for (int s = 0; s < count; ++s) {
+        const int n = dice.below(220);
+        c.query_lengths.push_back(n);
+        c.key_lengths.push_back(dice.chance(0.5) ? n : dice.below(260));
+    }
+    kind = kinds[dice.below(8)];
+    return c;
+}
+
 }  // namespace sparseattn::testing

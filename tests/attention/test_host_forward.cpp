@@ -11,7 +11,9 @@ namespace {
 using detail::ForwardArguments;
 using detail::host_attention;
 
-double scale_of(const Case& c) { return 1.0 / std::sqrt(double(c.head_dim)); }
+double scale_of(const Case& c) {
+    return 1.0 / std::sqrt(double(c.head_dim));
+}
 
 // Largest errors against the double evaluation.
 struct Errors {
@@ -82,19 +84,8 @@ INSTANTIATE_TEST_SUITE_P(Isa, HostForward, ::testing::ValuesIn(supported_isas())
 
 TEST(HostForwardFresh, RandomShapes) {
     for (std::uint64_t seed = 100; seed < 116; ++seed) {
-        Dice dice(seed);
-        const int dims[] = {32, 64, 96, 128, 256};
-        const char* kinds[] = {"dense", "token", "block", "tail", "mixed", "lists", "singles", "windowed_lists"};
-        const int groups[] = {1, 2, 4};
-        Case c{"random", {}, {}, 4, groups[dice.below(3)], dims[dice.below(5)], dice.chance(0.5) ? 64 : 128,
-               dice.chance(0.7), ""};
-        const int count = 1 + dice.below(3);
-        for (int s = 0; s < count; ++s) {
-            const int n = dice.below(220);
-            c.query_lengths.push_back(n);
-            c.key_lengths.push_back(dice.chance(0.5) ? n : dice.below(260));
-        }
-        const std::string kind = kinds[dice.below(8)];
+        std::string kind;
+        const Case c = random_case(seed, kind);
         const Errors errors = forward_errors<float>(c, kind, seed);
         EXPECT_LT(errors.out, 2e-6) << "seed " << seed << ' ' << kind;
         EXPECT_LT(errors.lse, 2e-6) << "seed " << seed << ' ' << kind;

@@ -27,9 +27,7 @@ struct ForwardPlan {
     [[nodiscard]] int tiles_per_head() const { return grid.key_blocks * grid.tiles_per_block(); }
     [[nodiscard]] std::int64_t tile_size() const { return static_cast<std::int64_t>(tile) * inputs.head_dim; }
     /// The list that decides a head's cost and, ungated, its result.
-    [[nodiscard]] const Lists& leading(int head) const {
-        return gate != nullptr && gate[head] == 0.0F ? sparse : full;
-    }
+    [[nodiscard]] const Lists& leading(int head) const { return gate != nullptr && gate[head] == 0.0F ? sparse : full; }
 };
 
 // Temporary arrays of one worker.
@@ -268,19 +266,19 @@ void run_forward(const Exec& exec, ForwardPlan<Storage> plan, Workspace<HostMem>
     });
     Kokkos::parallel_for("SparseAttn::host_attention.pack", Policy(exec, 0, tiles),
                          [=](std::int64_t number) { pack_tile(plan, number); });
-    run_tasks(exec, "SparseAttn::host_attention.forward", workers, heads_rows * per_block, next,
-              [=](int worker, std::int64_t task) {
-                  const std::int64_t head_row = order[task / per_block];
-                  const int row = static_cast<int>(head_row % plan.grid.rows);
-                  const int s = plan.grid.row_sequence[row];
-                  const std::int32_t begin = (row - plan.grid.row_begin[s]) * plan.grid.block +
-                                             static_cast<std::int32_t>(task % per_block) * tile;
-                  const int count = std::min(tile, plan.grid.queries(s) - begin);
-                  if (count <= 0) return;
-                  const Scratch own(scratch + worker * scratch_size, plan.inputs.head_dim);
-                  ForwardTask<Storage>(plan, own, static_cast<int>(head_row / plan.grid.rows), row, {begin, count})
-                      .run();
-              });
+    run_tasks(
+        exec, "SparseAttn::host_attention.forward", workers, heads_rows * per_block, next,
+        [=](int worker, std::int64_t task) {
+            const std::int64_t head_row = order[task / per_block];
+            const int row = static_cast<int>(head_row % plan.grid.rows);
+            const int s = plan.grid.row_sequence[row];
+            const std::int32_t begin =
+                (row - plan.grid.row_begin[s]) * plan.grid.block + static_cast<std::int32_t>(task % per_block) * tile;
+            const int count = std::min(tile, plan.grid.queries(s) - begin);
+            if (count <= 0) return;
+            const Scratch own(scratch + worker * scratch_size, plan.inputs.head_dim);
+            ForwardTask<Storage>(plan, own, static_cast<int>(head_row / plan.grid.rows), row, {begin, count}).run();
+        });
 }
 
 }  // namespace
@@ -314,10 +312,10 @@ void host_attention(const Exec& exec, const GatedForwardArguments<T, typename Ex
     host::run_forward(exec, plan, workspace);
 }
 
-#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                \
-    template void host_attention(const EXEC&, const ForwardArguments<T, EXEC::memory_space>&,               \
-                                 Workspace<EXEC::memory_space>&);                                           \
-    template void host_attention(const EXEC&, const GatedForwardArguments<T, EXEC::memory_space>&,          \
+#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                       \
+    template void host_attention(const EXEC&, const ForwardArguments<T, EXEC::memory_space>&,      \
+                                 Workspace<EXEC::memory_space>&);                                  \
+    template void host_attention(const EXEC&, const GatedForwardArguments<T, EXEC::memory_space>&, \
                                  Workspace<EXEC::memory_space>&);
 #define SPARSEATTN_INSTANTIATE(EXEC) SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_HOST_EXEC(SPARSEATTN_INSTANTIATE)

@@ -33,8 +33,8 @@ struct ForwardTile {
 
 /// One branch of the backward pass at a query tile: weight * P = exp2(score - lse).
 struct BackwardBranch {
-    const float* lse;           // [queries] log2 of the row's sum of exponentials less log2(weight); +inf: no key, P = 0
-    const float* delta;         // [queries] scale * sum(dout * out)
+    const float* lse;    // [queries] log2 of the row's sum of exponentials less log2(weight); +inf: no key, P = 0
+    const float* delta;  // [queries] scale * sum(dout * out)
     const std::uint64_t* mask;  // [queries] or null
 };
 /// One visit of the backward pass. All gradients are added to.

@@ -85,12 +85,9 @@ struct Inputs {
 
 template <class T>
 Inputs<storage_t<T>> inputs_of(const AttentionInputs<T, HostMem>& inputs) {
-    return {heads_of<const T>(inputs.query),
-            heads_of<const T>(inputs.key),
-            heads_of<const T>(inputs.value),
-            static_cast<int>(inputs.query.extent(1)),
-            static_cast<int>(inputs.key.extent(1)),
-            static_cast<int>(inputs.query.extent(2))};
+    return {heads_of<const T>(inputs.query),        heads_of<const T>(inputs.key),
+            heads_of<const T>(inputs.value),        static_cast<int>(inputs.query.extent(1)),
+            static_cast<int>(inputs.key.extent(1)), static_cast<int>(inputs.query.extent(2))};
 }
 
 /// Runs body(worker, task) for every task. Tasks are started in rising order, each by the next free of `workers`

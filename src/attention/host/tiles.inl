@@ -5,10 +5,10 @@ SPARSEATTN_INLINE int round_up(int n) {
 }
 
 // Scores of one tile in log2 units, masked.
-SPARSEATTN_INLINE void scores_of(const float* query, std::int64_t query_stride, const float* key_transposed, int queries,
-                                 int keys, int head_dim, float scale, float* scores) {
-    multiply<Update::set>(
-        {query, query_stride, 1, key_transposed, tile, scores, tile, queries, round_up(keys), head_dim, scale, nullptr});
+SPARSEATTN_INLINE void scores_of(const float* query, std::int64_t query_stride, const float* key_transposed,
+                                 int queries, int keys, int head_dim, float scale, float* scores) {
+    multiply<Update::set>({query, query_stride, 1, key_transposed, tile, scores, tile, queries, round_up(keys),
+                           head_dim, scale, nullptr});
 }
 
 SPARSEATTN_INLINE void mask_scores(float* scores, const std::uint64_t* mask, int queries, int columns) {
@@ -52,8 +52,8 @@ void forward_tile(const ForwardTile& t, SoftmaxState& state) {
         const float part = sum_of(sum);
         state.sum[i] = state.empty ? part : state.sum[i] * factor[i] + part;
     }
-    const Product product{t.scores,   tile, 1, t.value, t.head_dim, state.out, t.head_dim, t.queries, t.head_dim, t.keys,
-                          1.0F, factor};
+    const Product product{t.scores,   tile,      1,          t.value, t.head_dim, state.out,
+                          t.head_dim, t.queries, t.head_dim, t.keys,  1.0F,       factor};
     if (state.empty) {
         multiply<Update::set>(product);
     } else {

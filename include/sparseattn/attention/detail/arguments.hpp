@@ -1,6 +1,7 @@
 #pragma once
-/// \file
-/// What the attention implementations take: the public calls' arguments, checked, with the scale resolved.
+// What each attention implementation receives: checked arguments, the scale resolved. An implementation is a set of
+// overloads `xxx_attention(exec, arguments, workspace)`, one for each of these structs; it owns the contract of
+// attention.hpp from there on. The structs hold references: they live as long as the call.
 
 #include "sparseattn/attention/attention.hpp"
 
