@@ -91,10 +91,11 @@ Expected expect(const Gated<T>& g, bool stored) {
     std::vector<double> rest;
     for (const double z : gates) rest.push_back(1 - z);
     const HeadsView<const T, Mem> dout = g.dout;
-    Expected e{evaluate<T>(g.c, g.sequences, g.full, g.inputs(), scale_of(g.c), &dout, gates,
-                           stored ? &g.full_result : nullptr),
-               evaluate<T>(g.c, g.sequences, g.sparse, g.inputs(), scale_of(g.c), &dout, rest,
-                           stored ? &g.sparse_result : nullptr)};
+    Expected e;
+    e.full = evaluate<T>(g.c, g.sequences, g.full, g.inputs(), scale_of(g.c), &dout, gates,
+                         stored ? &g.full_result : nullptr);
+    e.sparse = evaluate<T>(g.c, g.sequences, g.sparse, g.inputs(), scale_of(g.c), &dout, rest,
+                           stored ? &g.sparse_result : nullptr);
     const int d = g.c.head_dim;
     e.out.resize(e.full.out.size());
     for (std::size_t i = 0; i < e.out.size(); ++i) {
