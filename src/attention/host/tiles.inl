@@ -4,60 +4,119 @@ SPARSEATTN_INLINE int round_up(int n) {
     return (n + 15) / 16 * 16;  // a multiple of every vector length in use
 }
 
-// Scores of one tile in log2 units, masked.
-SPARSEATTN_INLINE void scores_of(const float* query, std::int64_t query_stride, const float* key_transposed,
-                                 int queries, int keys, int head_dim, float scale, float* scores) {
-    multiply<Update::set>({query, query_stride, 1, key_transposed, tile, scores, tile, queries, round_up(keys),
-                           head_dim, scale, nullptr});
-}
+// A run of queries with the columns, in groups of 16, that hold all keys they see. Masked tiles are cut into strips of
+// 16 queries, so that a diagonal tile costs little more than its half.
+struct Strip {
+    int row, rows;
+    int begin, end;  // columns; equal: no key
+};
+struct Strips {
+    int count = 0;
+    Strip strip[tile / 16];
+};
 
-SPARSEATTN_INLINE void mask_scores(float* scores, const std::uint64_t* mask, int queries, int columns) {
-    for (int i = 0; i < queries; ++i) {
-        float* row = scores + i * tile;
-        for (int j = 0; j < columns; j += kLanes) store(row + j, keep(load(row + j), mask[i] >> j));
+SPARSEATTN_INLINE Strips cut(int queries, int keys, const std::uint64_t* mask, const std::uint64_t* other) {
+    Strips strips;
+    if (mask == nullptr) {
+        strips.strip[strips.count++] = {0, queries, 0, round_up(keys)};
+        return strips;
     }
+    for (int row = 0; row < queries; row += 16) {
+        const int rows = queries - row < 16 ? queries - row : 16;
+        std::uint64_t any = 0;
+        for (int i = row; i < row + rows; ++i) any |= other == nullptr ? mask[i] : mask[i] | other[i];
+        Strip strip{row, rows, 0, 0};
+        if (any != 0) {
+            strip.begin = __builtin_ctzll(any) / 16 * 16;
+            strip.end = round_up(64 - __builtin_clzll(any));
+        }
+        strips.strip[strips.count++] = strip;
+    }
+    return strips;
 }
 
-void forward_tile(const ForwardTile& t, SoftmaxState& state) {
-    alignas(64) float factor[tile];
-    alignas(64) float maximum[tile];
-    const int columns = round_up(t.keys);
-    scores_of(t.query, t.query_stride, t.key_transposed, t.queries, t.keys, t.head_dim, t.scale, t.scores);
-    if (t.mask != nullptr) mask_scores(t.scores, t.mask, t.queries, columns);
-    for (int i = 0; i < t.queries; ++i) {
-        const float* row = t.scores + i * tile;
-        Vec top = load(row);
-        for (int j = kLanes; j < columns; j += kLanes) top = larger(load(row + j), top);
+// scores = scale * query key^T of one strip.
+SPARSEATTN_INLINE void scores_of(const Strip& s, const float* query, std::int64_t query_stride,
+                                 const float* key_transposed, int head_dim, float scale, float* scores) {
+    if (s.begin == s.end) return;
+    multiply<Update::set>({query + s.row * query_stride, query_stride, 1, key_transposed + s.begin, tile,
+                           scores + s.row * tile + s.begin, tile, s.rows, s.end - s.begin, head_dim, scale, nullptr});
+}
+
+// Masks a strip's scores and finds the row maxima, -inf where there is none.
+SPARSEATTN_INLINE void row_maxima(const Strip& s, float* scores, const std::uint64_t* mask, float* maximum) {
+    for (int i = s.row; i < s.row + s.rows; ++i) {
+        float* row = scores + i * tile;
+        Vec top = splat(-kInfinity);
+        for (int j = s.begin; j < s.end; j += kLanes) {
+            Vec v = load(row + j);
+            if (mask != nullptr) {
+                v = keep(v, mask[i] >> j);
+                store(row + j, v);
+            }
+            top = larger(v, top);
+        }
         maximum[i] = max_of(top);
     }
-    for (int i = t.queries; i < round_up(t.queries); ++i) maximum[i] = 0;
-    // A row that has seen no key yet keeps the maximum -inf; its scores are taken relative to 0, so that they give 0.
-    for (int i = 0; i < t.queries; i += kLanes) {
-        const Vec before = state.empty ? splat(-kInfinity) : load(state.maximum + i);
-        const Vec now = larger(load(maximum + i), before);
-        const Vec base = now == splat(-kInfinity) ? Vec{} : now;
-        store(maximum + i, base);
-        store(factor + i, exp2_of(before - base));
-        store(state.maximum + i, now);
-    }
-    for (int i = 0; i < t.queries; ++i) {
-        float* row = t.scores + i * tile;
-        const Vec base = splat(maximum[i]);
+}
+
+// scores -> exp2(scores - base), and the row sums.
+SPARSEATTN_INLINE void exponentials(const Strip& s, float* scores, const float* base, const float* factor,
+                                    SoftmaxState& state) {
+    for (int i = s.row; i < s.row + s.rows; ++i) {
+        float* row = scores + i * tile;
+        const Vec top = splat(base[i]);
         Vec sum{};
-        for (int j = 0; j < columns; j += kLanes) {
-            const Vec p = exp2_of(load(row + j) - base);
+        for (int j = s.begin; j < s.end; j += kLanes) {
+            const Vec p = exp2_of(load(row + j) - top);
             store(row + j, p);
             sum += p;
         }
         const float part = sum_of(sum);
         state.sum[i] = state.empty ? part : state.sum[i] * factor[i] + part;
     }
-    const Product product{t.scores,   tile,      1,          t.value, t.head_dim, state.out,
-                          t.head_dim, t.queries, t.head_dim, t.keys,  1.0F,       factor};
-    if (state.empty) {
-        multiply<Update::set>(product);
-    } else {
-        multiply<Update::rescale>(product);
+}
+
+void forward_tile(const ForwardTile& t, SoftmaxState& state) {
+    alignas(64) float factor[tile];
+    alignas(64) float base[tile];
+    const Strips strips = cut(t.queries, t.keys, t.mask, nullptr);
+    for (int n = 0; n < strips.count; ++n) {
+        const Strip& s = strips.strip[n];
+        scores_of(s, t.query, t.query_stride, t.key_transposed, t.head_dim, t.scale, t.scores);
+        row_maxima(s, t.scores, t.mask, base);
+    }
+    for (int i = t.queries; i < round_up(t.queries); ++i) base[i] = 0;
+    // A row that has seen no key yet keeps the maximum -inf; its scores are taken relative to 0, so that they give 0.
+    for (int i = 0; i < t.queries; i += kLanes) {
+        const Vec before = state.empty ? splat(-kInfinity) : load(state.maximum + i);
+        const Vec now = larger(load(base + i), before);
+        const Vec finite = now == splat(-kInfinity) ? Vec{} : now;
+        store(base + i, finite);
+        store(factor + i, exp2_of(before - finite));
+        store(state.maximum + i, now);
+    }
+    for (int n = 0; n < strips.count; ++n) {
+        const Strip& s = strips.strip[n];
+        exponentials(s, t.scores, base, factor, state);
+        const int keys = (s.end < t.keys ? s.end : t.keys) - s.begin;
+        const Product product{t.scores + s.row * tile + s.begin,
+                              tile,
+                              1,
+                              t.value + static_cast<std::int64_t>(s.begin) * t.head_dim,
+                              t.head_dim,
+                              state.out + static_cast<std::int64_t>(s.row) * t.head_dim,
+                              t.head_dim,
+                              s.rows,
+                              t.head_dim,
+                              keys,
+                              1.0F,
+                              factor + s.row};
+        if (state.empty) {
+            multiply<Update::set>(product);
+        } else if (keys > 0) {
+            multiply<Update::rescale>(product);
+        }
     }
     state.empty = false;
 }
@@ -90,13 +149,13 @@ SPARSEATTN_INLINE Vec probabilities_of(const BackwardBranch& branch, Vec scores,
     return exp2_of(scores - splat(branch.lse[i]));
 }
 
-// probabilities: scores -> sum of weight * P; score_gradients: dP -> dS.
+// probabilities: scores -> sum of weight * P; score_gradients: dP -> dS. Zero outside the strip's columns.
 template <int Branches>
-SPARSEATTN_INLINE void differentiate(const BackwardTile& t, int columns) {
-    for (int i = 0; i < t.queries; ++i) {
+SPARSEATTN_INLINE void differentiate(const BackwardTile& t, const Strip& s, int columns) {
+    for (int i = s.row; i < s.row + s.rows; ++i) {
         float* probabilities = t.probabilities + i * tile;
         float* gradients = t.score_gradients + i * tile;
-        for (int j = 0; j < columns; j += kLanes) {
+        for (int j = s.begin; j < s.end; j += kLanes) {
             const Vec scores = load(probabilities + j);
             const Vec dp = load(gradients + j);
             Vec p = probabilities_of(t.branch[0], scores, i, j);
@@ -109,26 +168,64 @@ SPARSEATTN_INLINE void differentiate(const BackwardTile& t, int columns) {
             store(probabilities + j, p);
             store(gradients + j, ds);
         }
+        for (int j = 0; j < columns; j += kLanes) {
+            if (j == s.begin) j = s.end;
+            if (j >= columns) break;
+            store(probabilities + j, Vec{});
+            store(gradients + j, Vec{});
+        }
+    }
+}
+
+SPARSEATTN_INLINE Strips cut(const BackwardTile& t) {
+    return cut(t.queries, t.keys, t.branch[0].mask, t.branches == 2 ? t.branch[1].mask : nullptr);
+}
+
+// gradient [keys, head_dim] += factors^T rows, over the queries whose strips reach the keys.
+SPARSEATTN_INLINE void add_key_gradient(const BackwardTile& t, const Strips& strips, const float* factors,
+                                        const float* rows, std::int64_t stride, float* gradient) {
+    const int step = strips.count == 1 ? tile : 16;
+    for (int key = 0; key < t.keys; key += step) {
+        int begin = t.queries;
+        int end = 0;
+        for (int n = 0; n < strips.count; ++n) {
+            const Strip& s = strips.strip[n];
+            if (s.begin >= key + step || s.end <= key) continue;
+            if (end == 0) begin = s.row;
+            end = s.row + s.rows;
+        }
+        if (end <= begin) continue;
+        multiply<Update::add>({factors + begin * tile + key, 1, tile, rows + begin * stride, stride,
+                               gradient + static_cast<std::int64_t>(key) * t.head_dim, t.head_dim,
+                               t.keys - key < step ? t.keys - key : step, t.head_dim, end - begin, 1.0F, nullptr});
     }
 }
 
 void backward_keys(const BackwardTile& t) {
+    const Strips strips = cut(t);
     const int columns = round_up(t.keys);
-    scores_of(t.query, t.query_stride, t.key_transposed, t.queries, t.keys, t.head_dim, t.score_scale, t.probabilities);
-    scores_of(t.dout, t.dout_stride, t.value_transposed, t.queries, t.keys, t.head_dim, t.gradient_scale,
-              t.score_gradients);
-    if (t.branches == 2) {
-        differentiate<2>(t, columns);
-    } else {
-        differentiate<1>(t, columns);
+    for (int n = 0; n < strips.count; ++n) {
+        const Strip& s = strips.strip[n];
+        scores_of(s, t.query, t.query_stride, t.key_transposed, t.head_dim, t.score_scale, t.probabilities);
+        scores_of(s, t.dout, t.dout_stride, t.value_transposed, t.head_dim, t.gradient_scale, t.score_gradients);
+        if (t.branches == 2) {
+            differentiate<2>(t, s, columns);
+        } else {
+            differentiate<1>(t, s, columns);
+        }
     }
-    multiply<Update::add>({t.probabilities, 1, tile, t.dout, t.dout_stride, t.value_gradient, t.head_dim, t.keys,
-                           t.head_dim, t.queries, 1.0F, nullptr});
-    multiply<Update::add>({t.score_gradients, 1, tile, t.query, t.query_stride, t.key_gradient, t.head_dim, t.keys,
-                           t.head_dim, t.queries, 1.0F, nullptr});
+    add_key_gradient(t, strips, t.probabilities, t.dout, t.dout_stride, t.value_gradient);
+    add_key_gradient(t, strips, t.score_gradients, t.query, t.query_stride, t.key_gradient);
 }
 
 void backward_queries(const BackwardTile& t, float* query_gradient, std::int64_t stride) {
-    multiply<Update::add>({t.score_gradients, tile, 1, t.key, t.head_dim, query_gradient, stride, t.queries, t.head_dim,
-                           t.keys, 1.0F, nullptr});
+    const Strips strips = cut(t);
+    for (int n = 0; n < strips.count; ++n) {
+        const Strip& s = strips.strip[n];
+        const int keys = (s.end < t.keys ? s.end : t.keys) - s.begin;
+        if (keys <= 0) continue;
+        multiply<Update::add>({t.score_gradients + s.row * tile + s.begin, tile, 1,
+                               t.key + static_cast<std::int64_t>(s.begin) * t.head_dim, t.head_dim,
+                               query_gradient + s.row * stride, stride, s.rows, t.head_dim, keys, 1.0F, nullptr});
+    }
 }
