@@ -6,12 +6,12 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <vector>
 
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/io/token_dataset.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/parallel/communicator.hpp"
+#include "sparseattn/sparsity/head_map.hpp"
 
 namespace sparseattn {
 
@@ -39,9 +39,8 @@ struct EvaluationResult {
     double dense;
     double sparse;
     double deployed;
-    double unigram_entropy;  // of the split's token frequencies, nats per token
     double deployed_sparsity;
-    std::vector<std::vector<double>> head_map;  // deployed gate [layer][key/value head]; empty without gates
+    HeadMap head_map;  // deployed gates; empty without gates
     std::int64_t labels = 0;
     std::int64_t packs = 0;
     double seconds = 0;
@@ -52,8 +51,5 @@ struct EvaluationResult {
 /// Measures on all ranks of `communicator` together; collective, the same result on every rank.
 EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const TokenDataset& data,
                                      const Communicator& communicator);
-
-/// Entropy in nats per token of a split's token frequencies: the loss of the best model that ignores context.
-double unigram_entropy(const TokenSplit& split);
 
 }  // namespace sparseattn
