@@ -62,17 +62,17 @@ TEST(HardConcrete, ZeroProbabilityAndMeanMatchQuadrature) {
 
 TEST(HeadGates, InitialValuesFollowTheirDistributionAndTheSeed) {
     SparsityOptions options;
-    const HeadGates gates = HeadGates::initial(40, 50, options, 3);
+    const HeadGates gates = HeadGates::initial(200, 200, options, 3);
     double sum = 0;
     double squares = 0;
     for (const double a : gates.log_alpha().values) {
         sum += a;
         squares += (a - 4.0) * (a - 4.0);
     }
-    EXPECT_NEAR(sum / 2000, 4.0, 1e-3);
-    EXPECT_NEAR(std::sqrt(squares / 2000), 0.01, 5e-4);
-    EXPECT_EQ(gates.log_alpha(), HeadGates::initial(40, 50, options, 3).log_alpha());
-    EXPECT_NE(gates.log_alpha(), HeadGates::initial(40, 50, options, 4).log_alpha());
+    EXPECT_NEAR(sum / 40000, 4.0, 1e-3);
+    EXPECT_NEAR(std::sqrt(squares / 40000), 0.01, 2e-4);
+    EXPECT_EQ(gates.log_alpha(), HeadGates::initial(200, 200, options, 3).log_alpha());
+    EXPECT_NE(gates.log_alpha(), HeadGates::initial(200, 200, options, 4).log_alpha());
 }
 
 TEST(HeadGates, SamplesDependOnSeedStepSlotAndHeadOnly) {
