@@ -107,7 +107,8 @@ RunState initial_state(const TrainExec& exec, const TrainOptions& options, const
 
 json fixed_settings(const TrainOptions& options, const TokenDataset& data) {
     json fixed;
-    for (const auto& [key, value] : options.model.to_json().items()) fixed["model." + key] = value;
+    const json model = options.model.to_json();
+    for (const auto& [key, value] : model.items()) fixed["model." + key] = value;
     fixed["run.seed"] = options.seed;
     fixed["data.sequence_length"] = options.sequence_length;
     fixed["data.shuffle"] = options.shuffle;
