@@ -1,12 +1,14 @@
-# sparseattn_room(NAME [SOURCES files...] [LINKS targets...])
+# sparseattn_room(NAME SOURCES files... [LINKS targets...] [HEADERS targets...])
 #
-# One object library per room of src/: its sources, its external libraries. Rooms include each other's headers only
-# downward; tests/architecture checks that.
+# One object library per room of src/: its sources, the libraries that it links (passed on to users of the library) and
+# the header-only ones that only its sources see. Rooms include each other's headers only downward; tests/architecture
+# checks that.
 function(sparseattn_room name)
-  cmake_parse_arguments(ROOM "" "" "SOURCES;LINKS" ${ARGN})
+  cmake_parse_arguments(ROOM "" "" "SOURCES;LINKS;HEADERS" ${ARGN})
   add_library(sparseattn_${name} OBJECT ${ROOM_SOURCES})
   target_include_directories(sparseattn_${name} PUBLIC "${PROJECT_SOURCE_DIR}/include")
-  target_include_directories(sparseattn_${name} SYSTEM PUBLIC "${SPARSEATTN_RANDOM123_INCLUDE}")
-  target_link_libraries(sparseattn_${name} PUBLIC Kokkos::kokkos ${ROOM_LINKS} PRIVATE sparseattn_flags)
+  target_link_libraries(sparseattn_${name} PUBLIC Kokkos::kokkos Random123::Random123 ${ROOM_LINKS}
+                                           PRIVATE sparseattn_flags ${ROOM_HEADERS})
   set_property(GLOBAL APPEND PROPERTY SPARSEATTN_ROOMS sparseattn_${name})
+  set_property(GLOBAL APPEND PROPERTY SPARSEATTN_LINKS Kokkos::kokkos Random123::Random123 ${ROOM_LINKS})
 endfunction()

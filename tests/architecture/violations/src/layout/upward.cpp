@@ -1,0 +1,1 @@
+#include "sparseattn/attention/attention.hpp"
