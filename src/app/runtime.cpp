@@ -53,7 +53,7 @@ Communicator make_world() {
 }  // namespace
 
 int launcher_rank() {
-    return from_environment({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"}, 0);
+    return from_environment({"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"}, 0);
 }
 
 int launcher_size() {
