@@ -1,0 +1,96 @@
+#pragma once
+/// \file
+/// The LLaMA decoder: loss, and loss with gradients, of a packed batch.
+
+#include <cstdint>
+#include <memory>
+
+#include "sparseattn/attention/attention.hpp"
+#include "sparseattn/model/parameter_table.hpp"
+
+namespace sparseattn {
+
+/// One pack of documents. All arrays are [sequences.queries()]; queries and keys are the same tokens.
+template <class Mem>
+struct Batch {
+    Sequences<Mem> sequences;
+    Array1<std::int32_t, Mem> tokens;     // in [0, vocab_size)
+    Array1<std::int32_t, Mem> positions;  // index inside the document, for the rotary embedding
+    Array1<std::int32_t, Mem> labels;     // the next token, or -1: does not count
+    std::int64_t label_count = 0;         // labels that count
+};
+
+/// What attention does in each layer. Empty `gate`: plain attention over `full`. Otherwise query head h of layer l
+/// computes z full + (1 - z) sparse with z = gate(l, h), and `sparse` must be set.
+template <class Mem>
+struct AttentionPlan {
+    LayoutPair<Mem> full;
+    const LayoutPair<Mem>* sparse = nullptr;
+    Span2<const float, Mem> gate;  // [layers, query heads]
+    AttentionOptions options;
+
+    [[nodiscard]] bool gated() const { return gate.extent(0) > 0; }
+};
+
+/// How a training step spends memory.
+struct TrainingMemory {
+    bool recompute_layers = false;  // keep each layer's input only, and run its forward pass again for the backward
+    int loss_block = 512;           // tokens whose logits exist at once
+};
+
+/// Bytes that a Decoder holds while it works on packs of a given size (parameters and gradients are the caller's).
+struct MemoryPlan {
+    std::int64_t activations = 0;  // what the backward pass needs of the forward pass, or one layer without it
+    std::int64_t workspace = 0;    // temporaries, logits among them
+    std::int64_t attention = 0;    // temporaries of the attention calls (estimate)
+
+    [[nodiscard]] std::int64_t total() const { return activations + workspace + attention; }
+};
+
+/// Runs a decoder on one execution-space instance. T is float, or double for gradient checks (attention is then the
+/// reference). Parameters and gradients are flat buffers in the order of table(). Memory is allocated by the first call
+/// of a size and kept; the same call gives the same bits again for the same number of threads.
+template <class Exec, class T>
+class Decoder {
+  public:
+    using Mem = typename Exec::memory_space;
+
+    /// Allocates nothing. Throws InvalidArgument if `config` is not valid.
+    Decoder(const Exec& exec, const ModelConfig& config);
+    ~Decoder();
+    Decoder(Decoder&&) noexcept;
+    Decoder& operator=(Decoder&&) noexcept;
+
+    [[nodiscard]] const ModelConfig& config() const;
+    [[nodiscard]] const ParameterTable& table() const;
+
+    /// Fresh weights: norms 1, everything else normal(0, initializer_range), the projections back into the residual
+    /// stream (o_proj, down_proj) divided by sqrt(2 layers). A pure function of seed and element number.
+    static void initialise(const Exec& exec, const ModelConfig& config, std::uint64_t seed,
+                           const Span1<T, Mem>& parameters);
+
+    /// Sum over the labels of their negative log likelihood (natural log). Waits for `exec` once, at the end.
+    /// Throws InvalidArgument for extents that do not fit and for tokens or labels outside the vocabulary.
+    double loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
+                int loss_block = TrainingMemory{}.loss_block);
+
+    /// As loss; also adds scale * d(sum)/d(parameters) to `gradients` and, under a gated plan, scale * d(sum)/d(gate)
+    /// to `dgate` [layers, query heads] (empty otherwise). After an exception the gradients are not to be used.
+    double loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+                              const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
+                              const Span2<float, Mem>& dgate, const TrainingMemory& memory);
+
+    /// What loss_and_gradients allocates for packs of `tokens` tokens.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated, const TrainingMemory& memory) const;
+    /// What loss allocates.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated,
+                                         int loss_block = TrainingMemory{}.loss_block) const;
+    /// Bytes held now.
+    [[nodiscard]] std::int64_t allocated() const;
+
+  private:
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace sparseattn
