@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
@@ -79,6 +78,14 @@ struct ShardRecord {
     [[nodiscard]] static ShardRecord parse(const std::string& text);
 };
 
+/// A file of a checkpoint as COMMIT lists it.
+struct CheckpointFile {
+    std::string name;
+    std::int64_t bytes = 0;
+    std::uint64_t xxh3 = 0;
+    bool operator==(const CheckpointFile&) const = default;
+};
+
 /// Writes one checkpoint. Everything goes to `.tmp_step_*` in the root until commit(). Failures (CheckpointError
 /// naming the file) leave earlier checkpoints as they were.
 class CheckpointWriter {
@@ -110,7 +117,7 @@ class CheckpointWriter {
     int writer_;
     int writers_;
     std::filesystem::path temporary_;
-    std::vector<std::string> files_;  // named by COMMIT
+    std::vector<CheckpointFile> files_;  // for COMMIT
 };
 
 /// `step_000001200`.
@@ -153,9 +160,9 @@ struct VerifyReport {
     [[nodiscard]] std::string text() const;
 };
 
-namespace detail {
-class ShardFiles;
-}
+/// Reads every byte of the files f with f % ranks == rank (all by default; many ranks share the work) against sizes and
+/// checksums, and of a damaged file every tensor, to say which are affected. Never throws for damage.
+[[nodiscard]] VerifyReport verify_checkpoint(const std::filesystem::path& directory, int rank = 0, int ranks = 1);
 
 /// Reads a checkpoint: any range of any tensor, however many writers there were. The constructor checks COMMIT, the
 /// sizes of all files and the index's checksum; read() checks the checksums of the parts it touches. Every failure is a
@@ -167,13 +174,13 @@ class CheckpointReader {
     CheckpointReader(CheckpointReader&&) noexcept;
     CheckpointReader& operator=(CheckpointReader&&) noexcept;
 
-    [[nodiscard]] const std::filesystem::path& directory() const { return directory_; }
-    [[nodiscard]] int format_version() const { return format_version_; }
+    [[nodiscard]] const std::filesystem::path& directory() const;
+    [[nodiscard]] int format_version() const;
     /// Version of the library that wrote it.
-    [[nodiscard]] const std::string& library() const { return library_; }
-    [[nodiscard]] const CheckpointMeta& meta() const { return meta_; }
+    [[nodiscard]] const std::string& library() const;
+    [[nodiscard]] const CheckpointMeta& meta() const;
     /// By name.
-    [[nodiscard]] const std::vector<TensorInfo>& tensors() const { return tensors_; }
+    [[nodiscard]] const std::vector<TensorInfo>& tensors() const;
     [[nodiscard]] bool contains(const std::string& name) const;
     /// CheckpointError naming the directory and the tensor when there is none.
     [[nodiscard]] const TensorInfo& find(const std::string& name) const;
@@ -181,13 +188,8 @@ class CheckpointReader {
     void require_shape(const std::string& name, const std::vector<std::int64_t>& shape) const;
     /// Parts of a tensor in the order of their elements.
     [[nodiscard]] const std::vector<StoredPart>& parts(const std::string& name) const;
-    struct FileInfo {
-        std::string name;
-        std::int64_t bytes = 0;
-        std::uint64_t xxh3 = 0;
-    };
-    /// All files of the checkpoint but COMMIT, which lists them.
-    [[nodiscard]] const std::vector<FileInfo>& files() const { return files_; }
+    /// All files of the checkpoint but COMMIT, which lists them: the shards by writer, then the index.
+    [[nodiscard]] const std::vector<CheckpointFile>& files() const;
 
     /// Elements [begin, begin + count) of the flattened tensor in the file's type.
     void read(const std::string& name, std::int64_t begin, std::int64_t count, void* out) const;
@@ -196,21 +198,14 @@ class CheckpointReader {
     template <class T>
     void read_as(const std::string& name, std::int64_t begin, std::int64_t count, T* out) const;
 
-    /// Reads every byte of the files f with f % ranks == rank (all by default) against their checksums, so that many
-    /// ranks share the work. Never throws for damage.
+    /// verify_checkpoint() of the directory.
     [[nodiscard]] VerifyReport verify(int rank = 0, int ranks = 1) const;
 
   private:
-    std::filesystem::path directory_;
-    int format_version_ = 0;
-    std::string library_;
-    CheckpointMeta meta_;
-    std::vector<TensorInfo> tensors_;
-    std::vector<std::vector<StoredPart>> parts_;  // of each tensor
-    std::map<std::string, std::size_t, std::less<>> by_name_;
-    std::vector<FileInfo> files_;
-    std::vector<std::string> shard_files_;
-    std::unique_ptr<detail::ShardFiles> shards_;  // open shard files
+    struct State;
+    [[nodiscard]] std::size_t index_of(const std::string& name) const;
+
+    std::unique_ptr<State> state_;
 };
 
 extern template void CheckpointReader::read_as<float>(const std::string&, std::int64_t, std::int64_t, float*) const;

@@ -36,6 +36,8 @@ class TokenSplit {
     /// Tokens [begin, begin + count) into `out`. FileError naming file and dataset when they cannot be read, fail their
     /// checksum or lie outside the vocabulary.
     void read(std::int64_t begin, std::int64_t count, std::int32_t* out) const;
+    /// Reads every token against the split's checksum; FileError naming file and dataset when they differ.
+    void verify() const;
     /// "train" or "validation".
     [[nodiscard]] const std::string& name() const;
     [[nodiscard]] const std::filesystem::path& file() const;
@@ -59,7 +61,7 @@ class TokenDataset {
     [[nodiscard]] const nlohmann::json& source() const { return source_; }
     [[nodiscard]] const TokenSplit& train() const { return train_; }
     [[nodiscard]] const TokenSplit& validation() const { return validation_; }
-    /// Reads everything against the checksums; FileError naming file and dataset at the first difference.
+    /// TokenSplit::verify() of both splits.
     void verify() const;
 
   private:
