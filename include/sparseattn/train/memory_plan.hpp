@@ -18,6 +18,6 @@ struct TrainMemoryPlan {
 };
 
 /// The plan of one of `ranks` ranks of a run with these options. Errors: InvalidArgument (options).
-[[nodiscard]] TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks);
+[[nodiscard]] TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks = 1);
 
 }  // namespace sparseattn
