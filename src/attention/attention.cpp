@@ -3,6 +3,7 @@
 
 #include "sparseattn/attention/detail/checks.hpp"
 #include "sparseattn/attention/detail/generic.hpp"
+#include "sparseattn/attention/detail/implementation.hpp"
 #include "sparseattn/attention/detail/reference.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/instantiate.hpp"
@@ -21,7 +22,8 @@ template <class Exec, class T, template <class, class> class Arguments>
 void run(const Exec& exec, Implementation asked, const Arguments<T, typename Exec::memory_space>& arguments,
          Workspace<typename Exec::memory_space>& workspace) {
     constexpr bool fp64 = std::is_same_v<T, double>;
-    const Implementation chosen = detail::choose(asked, is_cpu<Exec>, fp64, arguments.inputs.query.extent(2));
+    const Implementation chosen =
+        detail::choose(asked, {is_cpu<Exec>, fp64, static_cast<int>(arguments.inputs.query.extent(2))});
     if (chosen == Implementation::reference) {
         detail::reference_attention(exec, arguments, workspace);
         return;
@@ -54,16 +56,18 @@ void check_gradients(const AttentionGradients<T, Mem>& gradients, const detail::
                         shape.head_dim);
 }
 
+// Both layouts have passed check_layout: on the same sequences, equal blocks make equal grids.
 template <class Mem>
 void check_same_grid(const BlockLayout<Mem>& full, const BlockLayout<Mem>& sparse) {
-    require(sparse.grid.block == full.grid.block, "sparse.grid.block", sparse.grid.block,
-            concat("full.grid.block = ", full.grid.block));
-    require(sparse.causal == full.causal, "sparse.causal", sparse.causal, concat("full.causal = ", full.causal));
+    require(sparse.grid.block == full.grid.block, "sparse layout's grid.block", sparse.grid.block,
+            full.grid.block == 64 ? "64 like the full layout's" : "128 like the full layout's");
+    require(sparse.causal == full.causal, "sparse layout's causal", sparse.causal,
+            full.causal ? "1 like the full layout's" : "0 like the full layout's");
 }
 
 template <class T, class Mem>
 accumulate_t<T> scale_for(const AttentionOptions& options, const AttentionInputs<T, Mem>& inputs) {
-    return static_cast<accumulate_t<T>>(detail::resolve_scale(options.scale, inputs.query.extent(2)));
+    return static_cast<accumulate_t<T>>(detail::resolve_scale(options.scale, static_cast<int>(inputs.query.extent(2))));
 }
 
 }  // namespace
@@ -120,7 +124,7 @@ void gated_attention_forward(const Exec& exec, const AttentionInputs<T, typename
     detail::check_layout("full", full, sequences, shape);
     detail::check_layout("sparse", sparse, sequences, shape);
     check_same_grid(full, sparse);
-    detail::check_extent("gate.extent(0)", gate.extent(0), shape.heads, "query heads");
+    detail::check_extent("gate", gate.extent(0), shape.heads, "the number of query heads");
     detail::check_heads("out", detail::extents_of(out), shape.queries, shape.heads, shape.head_dim);
     detail::check_outputs("full_outputs", full_outputs, shape);
     detail::check_outputs("sparse_outputs", sparse_outputs, shape);
@@ -152,8 +156,8 @@ void gated_attention_backward(const Exec& exec, const HeadsView<const T, typenam
     detail::check_layout("sparse.layout", sparse.layout, sequences, shape);
     detail::check_transposed("sparse.transposed", sparse, sequences);
     check_same_grid(full.layout, sparse.layout);
-    detail::check_extent("gate.extent(0)", gate.extent(0), shape.heads, "query heads");
-    detail::check_extent("dgate.extent(0)", dgate.extent(0), shape.heads, "query heads");
+    detail::check_extent("gate", gate.extent(0), shape.heads, "the number of query heads");
+    detail::check_extent("dgate", dgate.extent(0), shape.heads, "the number of query heads");
     check_gradients(gradients, shape);
     const detail::GatedBackwardArguments<T, Mem> arguments{
         dout,      inputs, full_outputs, sparse_outputs, sequences, full, sparse, gate, scale_for(options, inputs),

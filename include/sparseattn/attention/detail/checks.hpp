@@ -31,8 +31,8 @@ AttentionShape check_inputs(const HeadsExtents& query, const HeadsExtents& key, 
 /// A [tokens, heads, head_dim] view of exactly these extents, last dimension contiguous.
 void check_heads(std::string_view name, const HeadsExtents& was, std::int64_t tokens, std::int64_t heads,
                  std::int64_t head_dim);
-/// Extents of a per-row or per-head array.
-void check_extent(std::string_view name, std::int64_t was, std::int64_t must, std::string_view what);
+/// extent(0) of a per-head array; `what` tells where `must` comes from.
+void check_extent(std::string_view argument, std::int64_t was, std::int64_t must, std::string_view what);
 
 template <class T, class Mem>
 void check_outputs(std::string_view name, const AttentionOutputs<T, Mem>& outputs, const AttentionShape& shape);
@@ -41,10 +41,5 @@ void check_layout(std::string_view name, const BlockLayout<Mem>& layout, const S
                   const AttentionShape& shape);
 template <class Mem>
 void check_transposed(std::string_view name, const LayoutPair<Mem>& pair, const Sequences<Mem>& sequences);
-
-/// The implementation for a call; refuses what the asked one cannot do.
-Implementation choose(Implementation asked, bool cpu, bool fp64, std::int64_t head_dim);
-/// options.scale, or 1 / sqrt(head_dim) when it is 0.
-double resolve_scale(double asked, std::int64_t head_dim);
 
 }  // namespace sparseattn::detail
