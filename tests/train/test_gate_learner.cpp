@@ -71,8 +71,8 @@ TEST(GateLearner, TracksTheScheduleWithoutALoss) {
         TrainOptions o = options(600);
         o.seed = seed;
         o.sparsity.sparsity_warmup_ratio = 0.6;
-        o.sparsity.mask_learning_rate = 0.3;
-        o.sparsity.reg_learning_rate = 0.3;
+        o.sparsity.mask_learning_rate = 0.1;
+        o.sparsity.reg_learning_rate = 0.1;
         GateLearner learner(o, start(o));
         const LearningRateSchedule schedule(o.max_steps, 0.05, 0.1);
         double late = 0;

@@ -58,13 +58,13 @@ struct StopRequest {
 
 /// Callbacks of a run; empty ones are not called. Reports come on every rank with the same content but the times.
 struct TrainObserver {
-    std::function<void(const StepReport&)> step;
-    std::function<void(const EvaluationReport&)> evaluation;
-    std::function<void(const CheckpointReport&)> checkpoint;
-    std::function<void(const std::string&)> warning;
+    std::function<void(const StepReport&)> step = {};
+    std::function<void(const EvaluationReport&)> evaluation = {};
+    std::function<void(const CheckpointReport&)> checkpoint = {};
+    std::function<void(const std::string&)> warning = {};
     /// Asked once per step on every rank; what any rank asks for happens on all of them. A request to checkpoint is
     /// taken as given once returned.
-    std::function<StopRequest()> poll;
+    std::function<StopRequest()> poll = {};
 };
 
 /// How a run ended.
