@@ -10,7 +10,7 @@ using detail::NormBackward;
 using detail::Rotation;
 
 TEST(Exponential, FloatStaysWithinAFewUnitsInTheLastPlace) {
-    for (int i = -86999; i <= 88000; ++i) {
+    for (int i = -86999; i < 88000; ++i) {
         const float x = static_cast<float>(i) * 1e-3F;
         const double wanted = std::exp(static_cast<double>(x));
         ASSERT_NEAR(detail::exponential(x) / wanted, 1.0, 3e-7) << x;
