@@ -97,10 +97,10 @@ bool CommandLine::parse(int argc, const char* const* argv) {
         say(app_->help());
         return false;
     } catch (const CLI::ParseError& error) {
-        throw DeckError(concat("command line: ", error.what(), "; --help shows the usage"));
+        fail(concat(error.what(), "; --help shows the usage"));
     }
     const std::vector<std::string> extras = app_->remaining();
-    if (!extras.empty()) throw DeckError("command line: " + unknown_argument(*app_, extras));
+    if (!extras.empty()) fail(unknown_argument(*app_, extras));
     if (time_limit_seconds_ != nullptr && app_->count("--time-limit") > 0) {
         *time_limit_seconds_ = parse_duration(time_limit_, "command line: --time-limit");
     }
@@ -108,12 +108,16 @@ bool CommandLine::parse(int argc, const char* const* argv) {
     if (config_) say(environment_report());
     if (const auto* option = app_->get_option_no_throw("--print-reference"); option != nullptr && option->count() > 0) {
         if (!reference_.empty() && reference_ != "toml" && reference_ != "markdown") {
-            throw DeckError("command line: --print-reference is " + reference_ + ", must be toml or markdown");
+            fail("--print-reference is " + reference_ + ", must be toml or markdown");
         }
         say(reference_ == "markdown" ? reference_markdown() : reference_deck());
         return false;
     }
     return !version_ && !config_;
+}
+
+void CommandLine::fail(const std::string& reason) const {
+    throw DeckError("command line: " + reason);
 }
 
 }  // namespace sparseattn
