@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
             ->type_name("PATH");
         mode->add_option("-o,--output", output, "Data set to write")->required()->type_name("FILE");
         mode->add_option("--validation", options.validation_fraction, "Share of the documents kept for validation")
+            ->check(CLI::Range(0.0, 1.0))
             ->capture_default_str()
             ->type_name("SHARE");
         mode->add_option("--seed", options.seed, "Chooses which documents these are")
@@ -36,6 +37,7 @@ int main(int argc, char** argv) {
             ->allow_extra_args(false)
             ->type_name("TEXT");
         mode->add_option("--max-file-bytes", options.max_file_bytes, "Larger files are left out")
+            ->check(CLI::PositiveNumber)
             ->capture_default_str()
             ->type_name("BYTES");
         mode->add_flag("--keep-binary", options.keep_binary, "Take files with zero bytes too");

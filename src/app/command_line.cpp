@@ -34,9 +34,13 @@ std::string unknown_argument(const CLI::App& app, const std::vector<std::string>
     const std::string what = option != extras.end() ? *option : extras.front();
     if (option == extras.end()) return "unexpected argument " + what + "; --help shows the usage";
     std::vector<std::string> known;
-    for (const CLI::Option* candidate : app.get_options()) {
-        for (const std::string& name : candidate->get_lnames()) known.push_back("--" + name);
-    }
+    const auto add_options_of = [&](const CLI::App& parser) {
+        for (const CLI::Option* candidate : parser.get_options()) {
+            for (const std::string& name : candidate->get_lnames()) known.push_back("--" + name);
+        }
+    };
+    add_options_of(app);
+    for (const CLI::App* mode : app.get_subcommands()) add_options_of(*mode);
     const std::string near = nearest_name(what.substr(0, what.find('=')), known);
     return "unknown option " + what + (near.empty() ? "; --help lists the options" : "; did you mean " + near + '?');
 }
@@ -99,7 +103,7 @@ bool CommandLine::parse(int argc, const char* const* argv) {
     } catch (const CLI::ParseError& error) {
         fail(concat(error.what(), "; --help shows the usage"));
     }
-    const std::vector<std::string> extras = app_->remaining();
+    const std::vector<std::string> extras = app_->remaining(true);
     if (!extras.empty()) fail(unknown_argument(*app_, extras));
     if (time_limit_seconds_ != nullptr && app_->count("--time-limit") > 0) {
         *time_limit_seconds_ = parse_duration(time_limit_, "command line: --time-limit");
