@@ -19,10 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path window_path(fs::path masks) {
-    return masks.replace_extension(".json");
-}
-
 void write_text(const fs::path& path, const std::string& text) {
     std::ofstream out(path, std::ios::binary | std::ios::trunc);
     out << text;
@@ -58,6 +54,11 @@ double parse_mask(const fs::path& path, std::size_t line, std::size_t column, st
 
 }  // namespace
 
+fs::path window_sizes_path(fs::path path) {
+    if (!path.empty()) path.replace_extension(".json");
+    return path;
+}
+
 void write_head_masks(const fs::path& path, const HeadMap& masks, const WindowSizes& window) {
     std::string text;
     for (int layer = 0; layer < masks.layers; ++layer) {
@@ -70,7 +71,7 @@ void write_head_masks(const fs::path& path, const HeadMap& masks, const WindowSi
         }
     }
     write_text(path, text);
-    write_text(window_path(path), nlohmann::json{{"sink", window.sink}, {"local", window.local}}.dump() + "\n");
+    write_text(window_sizes_path(path), nlohmann::json{{"sink", window.sink}, {"local", window.local}}.dump() + "\n");
 }
 
 HeadMap read_head_masks(const fs::path& path, int layers, int heads) {
@@ -98,7 +99,7 @@ HeadMap read_head_masks(const fs::path& path, int layers, int heads) {
 }
 
 WindowSizes read_window_sizes(const fs::path& path) {
-    const fs::path file = window_path(path);
+    const fs::path file = window_sizes_path(path);
     const auto json = nlohmann::json::parse(read_text(file), nullptr, false);
     const auto size = [&](const char* key, std::int32_t least) {
         if (!json.is_object() || !json.contains(key) || !json[key].is_number_integer()) {

@@ -22,8 +22,8 @@ struct ParameterInfo {
 };
 
 /// All tensors of a model in buffer order, without gaps: the embedding, layer by layer, the last norm, the head unless
-/// it is tied. Values, gradients and optimizer states share this order. Within a layer q, k and v follow each other, and
-/// so do gate and up, so that one matrix product serves each group.
+/// it is tied. Values, gradients and optimizer states share this order. Within a layer q, k and v follow each other,
+/// and so do gate and up, so that one matrix product serves each group.
 class ParameterTable {
   public:
     explicit ParameterTable(const ModelConfig& config);

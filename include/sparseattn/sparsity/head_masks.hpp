@@ -25,6 +25,9 @@ void write_head_masks(const std::filesystem::path& path, const HeadMap& masks, c
 /// Errors: FileError naming file, line and column, what was there and what it must be.
 [[nodiscard]] HeadMap read_head_masks(const std::filesystem::path& path, int layers, int heads);
 
+/// The file that holds the window of masks `path`; empty for an empty path.
+[[nodiscard]] std::filesystem::path window_sizes_path(std::filesystem::path path);
+
 /// Reads the window beside masks `path`. Errors: FileError.
 [[nodiscard]] WindowSizes read_window_sizes(const std::filesystem::path& path);
 

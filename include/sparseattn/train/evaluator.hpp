@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -36,10 +37,10 @@ struct EvaluationOptions {
 /// Losses in nats per label, NaN where not measured.
 struct EvaluationResult {
     std::int64_t step = 0;  // of the checkpoint
-    double dense;
-    double sparse;
-    double deployed;
-    double deployed_sparsity;
+    double dense = std::numeric_limits<double>::quiet_NaN();
+    double sparse = std::numeric_limits<double>::quiet_NaN();
+    double deployed = std::numeric_limits<double>::quiet_NaN();
+    double deployed_sparsity = std::numeric_limits<double>::quiet_NaN();
     HeadMap head_map;  // deployed gates; empty without gates
     std::int64_t labels = 0;
     std::int64_t packs = 0;

@@ -17,7 +17,7 @@ struct TrainMemoryPlan {
     [[nodiscard]] std::int64_t total() const;
 };
 
-/// The plan of one rank of a run with these options.
-[[nodiscard]] TrainMemoryPlan train_memory_plan(const TrainOptions& options);
+/// The plan of one of `ranks` ranks of a run with these options. Errors: InvalidArgument (options).
+[[nodiscard]] TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks);
 
 }  // namespace sparseattn

@@ -44,7 +44,7 @@ class GateLearner {
   private:
     [[nodiscard]] LagrangianController controller() const;
 
-    const TrainOptions& options_;
+    const TrainOptions* options_;  // outlives this
     int layers_;
     int heads_;
     SparsityTarget target_;

@@ -1,0 +1,105 @@
+#include "sparseattn/model/detail/buffers.hpp"
+
+#include <algorithm>
+
+#include "sparseattn/model/detail/layers.hpp"
+
+namespace sparseattn::detail {
+namespace {
+
+template <class Mem>
+class Cutter {
+  public:
+    explicit Cutter(std::byte* memory) : memory_(memory) {}
+
+    template <class T>
+    Span1<T, Mem> take(std::int64_t count) {
+        return Span1<T, Mem>(bytes<T>(count), static_cast<std::size_t>(count));
+    }
+    template <class T>
+    Span2<T, Mem> take(std::int64_t rows, std::int64_t columns) {
+        return Span2<T, Mem>(bytes<T>(rows * columns), static_cast<std::size_t>(rows),
+                             static_cast<std::size_t>(columns));
+    }
+    [[nodiscard]] std::size_t used() const { return used_; }
+
+  private:
+    template <class T>
+    T* bytes(std::int64_t count) {
+        constexpr std::size_t alignment = 64;
+        std::byte* start = memory_ ? memory_ + used_ : nullptr;
+        used_ += (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+        return reinterpret_cast<T*>(start);
+    }
+
+    std::byte* memory_;
+    std::size_t used_ = 0;
+};
+
+template <class T, class Mem>
+LayerBuffers<T, Mem> cut_layer(Cutter<Mem>& cut, const ModelConfig& config, const BufferShape& shape) {
+    const std::int64_t n = shape.tokens, query = config.query_size(), heads = config.num_attention_heads;
+    LayerBuffers<T, Mem> layer;
+    layer.qkv = cut.template take<T>(n, config.qkv_size());
+    if (config.qk_norm) layer.qk = cut.template take<T>(n, query + config.key_value_size());
+    layer.attention = cut.template take<T>(n, query);
+    layer.lse = cut.template take<T>(n, heads);
+    if (shape.gated) {
+        layer.full = cut.template take<T>(n, query);
+        layer.sparse = cut.template take<T>(n, query);
+        layer.sparse_lse = cut.template take<T>(n, heads);
+    }
+    layer.middle = cut.template take<T>(n, config.hidden_size);
+    layer.gate_up = cut.template take<T>(n, 2 * config.intermediate_size);
+    return layer;
+}
+
+template <class T, class Mem>
+ScratchBuffers<T, Mem> cut_scratch(Cutter<Mem>& cut, const ModelConfig& config, const BufferShape& shape) {
+    const std::int64_t n = shape.tokens;
+    ScratchBuffers<T, Mem> scratch;
+    scratch.cosine = cut.template take<T>(n, config.head_dim / 2);
+    scratch.sine = cut.template take<T>(n, config.head_dim / 2);
+    scratch.normed = cut.template take<T>(n, config.hidden_size);
+    scratch.act = cut.template take<T>(n, config.intermediate_size);
+    scratch.logits = cut.template take<T>(std::min<std::int64_t>(shape.loss_block, n), config.vocab_size);
+    scratch.losses = cut.template take<T>(n);
+    scratch.loss_sums = cut.template take<double>(loss_chunks(n));
+    scratch.first_bad = cut.template take<std::int32_t>(1);
+    if (shape.training) {
+        scratch.stream = cut.template take<T>(n, config.hidden_size);
+        scratch.dattention = cut.template take<T>(n, config.query_size());
+        scratch.dqkv = cut.template take<T>(n, config.qkv_size());
+        scratch.norm_partial = cut.template take<T>(norm_chunks(n) * std::max(config.hidden_size, config.head_dim));
+        if (shape.gated) scratch.dgate = cut.template take<float>(config.num_attention_heads);
+    }
+    return scratch;
+}
+
+}  // namespace
+
+template <class T, class Mem>
+DecoderBuffers<T, Mem> cut_buffers(const ModelConfig& config, const BufferShape& shape, std::byte* memory) {
+    Cutter<Mem> cut(memory);
+    DecoderBuffers<T, Mem> buffers;
+    const int layers = config.num_hidden_layers;
+    // Without a backward pass one residual stream is enough: each layer reads it before writing it.
+    for (int l = 0; l <= layers; ++l) {
+        const bool own = l == 0 || shape.training;
+        buffers.inputs.push_back(own ? cut.template take<T>(shape.tokens, config.hidden_size) : buffers.inputs[0]);
+    }
+    const int saved = shape.training && !shape.recompute ? layers : 1;
+    for (int l = 0; l < saved; ++l) buffers.saved.push_back(cut_layer<T, Mem>(cut, config, shape));
+    buffers.activation_bytes = cut.used();
+    buffers.scratch = cut_scratch<T, Mem>(cut, config, shape);
+    buffers.bytes = cut.used();
+    return buffers;
+}
+
+template DecoderBuffers<float, Kokkos::DefaultExecutionSpace::memory_space> cut_buffers(const ModelConfig&,
+                                                                                        const BufferShape&, std::byte*);
+template DecoderBuffers<double, Kokkos::DefaultExecutionSpace::memory_space> cut_buffers(const ModelConfig&,
+                                                                                         const BufferShape&,
+                                                                                         std::byte*);
+
+}  // namespace sparseattn::detail

@@ -1,0 +1,230 @@
+#include "sparseattn/model/detail/decoder_layer.hpp"
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/core/profiling.hpp"
+#include "sparseattn/model/detail/gemm.hpp"
+#include "sparseattn/model/detail/layers.hpp"
+
+namespace sparseattn::detail {
+namespace {
+
+// A matrix inside a flat buffer.
+template <class T, class Mem>
+Span2<T, Mem> matrix(const Span1<T, Mem>& flat, std::int64_t offset, int rows, int columns) {
+    return Span2<T, Mem>(flat.data() + offset, static_cast<std::size_t>(rows), static_cast<std::size_t>(columns));
+}
+template <class T, class Mem>
+Span1<T, Mem> vector(const Span1<T, Mem>& flat, std::int64_t offset, int count) {
+    return Span1<T, Mem>(flat.data() + offset, static_cast<std::size_t>(count));
+}
+
+// Heads [first, first + heads) of rows of concatenated heads.
+template <class T, class Mem>
+HeadsView<T, Mem> heads_of(const Span2<T, Mem>& rows, int first, int heads, int head_dim) {
+    return HeadsView<T, Mem>(rows.data() + static_cast<std::size_t>(first) * head_dim,
+                             Kokkos::LayoutStride(rows.extent(0), rows.extent(1), heads, head_dim, head_dim, 1));
+}
+template <class T, class Mem>
+RowsView<T, Mem> rows_of(const Span2<T, Mem>& rows) {
+    return RowsView<T, Mem>(rows.data(), Kokkos::LayoutStride(rows.extent(0), rows.extent(1), rows.extent(1), 1));
+}
+
+// The views of one layer's attention over its buffers.
+template <class Exec, class T>
+struct AttentionViews {
+    using Mem = typename Exec::memory_space;
+
+    int query_heads, heads, head_dim;  // query heads; query and key heads; features of one
+    HeadsView<T, Mem> rotated;         // q and k as attention reads them
+    AttentionInputs<T, Mem> inputs;
+    AttentionOutputs<T, Mem> full, sparse;
+    HeadsView<T, Mem> out;
+
+    explicit AttentionViews(const LayerCall<Exec, T>& call)
+        : query_heads(call.config.num_attention_heads),
+          heads(query_heads + call.config.num_key_value_heads),
+          head_dim(call.config.head_dim) {
+        const auto& saved = call.saved;
+        const Span2<T, Mem>& qk = call.config.qk_norm ? saved.qk : saved.qkv;
+        rotated = heads_of(qk, 0, heads, head_dim);
+        inputs = {heads_of(qk, 0, query_heads, head_dim), heads_of(qk, query_heads, heads - query_heads, head_dim),
+                  heads_of(saved.qkv, heads, heads - query_heads, head_dim)};
+        out = heads_of(saved.attention, 0, query_heads, head_dim);
+        const bool gated = call.plan.gated();
+        full = {heads_of(gated ? saved.full : saved.attention, 0, query_heads, head_dim), rows_of(saved.lse)};
+        if (gated) sparse = {heads_of(saved.sparse, 0, query_heads, head_dim), rows_of(saved.sparse_lse)};
+    }
+};
+
+template <class Exec, class T>
+Span1<const float, typename Exec::memory_space> gate_row(const LayerCall<Exec, T>& call) {
+    const auto& gate = call.plan.gate;
+    return Span1<const float, typename Exec::memory_space>(gate.data() + call.layer * gate.extent(1), gate.extent(1));
+}
+
+// From saved.qkv to saved.attention.
+template <class Exec, class T>
+void attention(const LayerCall<Exec, T>& call) {
+    const Region region("SparseAttn::model.attention");
+    const AttentionViews<Exec, T> views(call);
+    const auto& config = call.config;
+    const auto& plan = call.plan;
+    if (config.qk_norm) {
+        rms_norm<Exec, T>(call.exec, heads_of(call.saved.qkv, 0, views.query_heads, views.head_dim),
+                          vector(call.parameters, call.offsets.q_norm, views.head_dim), config.rms_norm_eps,
+                          heads_of(call.saved.qk, 0, views.query_heads, views.head_dim));
+        rms_norm<Exec, T>(call.exec,
+                          heads_of(call.saved.qkv, views.query_heads, views.heads - views.query_heads, views.head_dim),
+                          vector(call.parameters, call.offsets.k_norm, views.head_dim), config.rms_norm_eps,
+                          heads_of(call.saved.qk, views.query_heads, views.heads - views.query_heads, views.head_dim));
+    }
+    rotary<Exec, T>(call.exec, Rotation::forward, call.scratch.cosine, call.scratch.sine, views.rotated);
+    if (plan.gated()) {
+        gated_attention_forward<Exec, T>(call.exec, views.inputs, call.sequences, plan.full.layout, plan.sparse->layout,
+                                         gate_row(call), plan.options, call.workspace, views.out, views.full,
+                                         views.sparse);
+    } else {
+        attention_forward<Exec, T>(call.exec, views.inputs, call.sequences, plan.full.layout, plan.options,
+                                   call.workspace, views.full);
+    }
+}
+
+// From scratch.dattention to scratch.dqkv.
+template <class Exec, class T>
+void attention_gradients(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients,
+                         const Span2<float, typename Exec::memory_space>& dgate) {
+    using Mem = typename Exec::memory_space;
+    const Region region("SparseAttn::model.attention_backward");
+    const AttentionViews<Exec, T> views(call);
+    const auto& plan = call.plan;
+    const auto& scratch = call.scratch;
+    const int query_heads = views.query_heads, heads = views.heads, d = views.head_dim;
+    const auto dquery = heads_of(scratch.dqkv, 0, query_heads, d);
+    const auto dkey = heads_of(scratch.dqkv, query_heads, heads - query_heads, d);
+    const AttentionGradients<T, Mem> results{dquery, dkey, heads_of(scratch.dqkv, heads, heads - query_heads, d)};
+    const HeadsView<const T, Mem> dout = heads_of(scratch.dattention, 0, query_heads, d);
+    if (plan.gated()) {
+        gated_attention_backward<Exec, T>(call.exec, dout, views.inputs, views.full, views.sparse, call.sequences,
+                                          plan.full, *plan.sparse, gate_row(call), plan.options, call.workspace,
+                                          results, scratch.dgate);
+        add<Exec, float>(call.exec, scratch.dgate,
+                         Span1<float, Mem>(dgate.data() + call.layer * dgate.extent(1), dgate.extent(1)));
+    } else {
+        attention_backward<Exec, T>(call.exec, dout, views.inputs, views.full, call.sequences, plan.full, plan.options,
+                                    call.workspace, results);
+    }
+    rotary<Exec, T>(call.exec, Rotation::inverse, scratch.cosine, scratch.sine, heads_of(scratch.dqkv, 0, heads, d));
+    if (call.config.qk_norm) {
+        const double eps = call.config.rms_norm_eps;
+        rms_norm_backward<Exec, T>(call.exec, NormBackward::in_place, heads_of(call.saved.qkv, 0, query_heads, d),
+                                   vector(call.parameters, call.offsets.q_norm, d), eps, dquery, {},
+                                   scratch.norm_partial, vector(gradients, call.offsets.q_norm, d));
+        rms_norm_backward<Exec, T>(call.exec, NormBackward::in_place,
+                                   heads_of(call.saved.qkv, query_heads, heads - query_heads, d),
+                                   vector(call.parameters, call.offsets.k_norm, d), eps, dkey, {}, scratch.norm_partial,
+                                   vector(gradients, call.offsets.k_norm, d));
+    }
+}
+
+// y (+)= x w^T, with w [out, in] at `offset` of the parameters.
+template <class Exec, class T>
+void linear(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& x, std::int64_t offset, T beta,
+            const Span2<T, typename Exec::memory_space>& y) {
+    gemm<Exec, T>(call.exec, Op::none, Op::transpose, T(1), x,
+                  matrix(call.parameters, offset, y.extent(1), x.extent(1)), beta, y);
+}
+// dx = dy w.
+template <class Exec, class T>
+void linear_input_gradient(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& dy,
+                           std::int64_t offset, const Span2<T, typename Exec::memory_space>& dx) {
+    gemm<Exec, T>(call.exec, Op::none, Op::none, T(1), dy, matrix(call.parameters, offset, dy.extent(1), dx.extent(1)),
+                  T(0), dx);
+}
+// dw += dy^T x.
+template <class Exec, class T>
+void linear_weight_gradient(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& dy,
+                            const Span2<T, typename Exec::memory_space>& x, std::int64_t offset,
+                            const Span1<T, typename Exec::memory_space>& gradients) {
+    gemm<Exec, T>(call.exec, Op::transpose, Op::none, T(1), dy, x, T(1),
+                  matrix(gradients, offset, dy.extent(1), x.extent(1)));
+}
+
+// Backward of normed = norm(x) where scratch.normed holds d(normed) and becomes normed; adds to the stream.
+template <class Exec, class T>
+void norm_gradients(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& x, std::int64_t offset,
+                    const Span1<T, typename Exec::memory_space>& gradients) {
+    const int hidden = call.config.hidden_size;
+    rms_norm_backward<Exec, T>(call.exec, NormBackward::add_to_dx, as_heads(x), vector(call.parameters, offset, hidden),
+                               call.config.rms_norm_eps, as_heads(call.scratch.normed), call.scratch.stream,
+                               call.scratch.norm_partial, vector(gradients, offset, hidden));
+}
+
+}  // namespace
+
+LayerOffsets layer_offsets(const ParameterTable& table, const ModelConfig& config, int layer) {
+    const std::string prefix = concat("model.layers.", layer, ".");
+    const auto offset = [&](const char* name) { return table.find(prefix + name + ".weight").offset; };
+    LayerOffsets offsets{};
+    offsets.input_norm = offset("input_layernorm");
+    offsets.qkv = offset("self_attn.q_proj");
+    if (config.qk_norm) {
+        offsets.q_norm = offset("self_attn.q_norm");
+        offsets.k_norm = offset("self_attn.k_norm");
+    }
+    offsets.o = offset("self_attn.o_proj");
+    offsets.post_norm = offset("post_attention_layernorm");
+    offsets.gate_up = offset("mlp.gate_proj");
+    offsets.down = offset("mlp.down_proj");
+    return offsets;
+}
+
+template <class Exec, class T>
+void layer_forward(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& output) {
+    const Region region("SparseAttn::layer_forward");
+    const auto& saved = call.saved;
+    const auto& scratch = call.scratch;
+    const int hidden = call.config.hidden_size;
+    // Each norm also starts the next residual sum, to which the product at the end of the half layer adds.
+    rms_norm<Exec, T>(call.exec, as_heads(call.input), vector(call.parameters, call.offsets.input_norm, hidden),
+                      call.config.rms_norm_eps, as_heads(scratch.normed), saved.middle);
+    linear(call, scratch.normed, call.offsets.qkv, T(0), saved.qkv);
+    attention(call);
+    linear(call, saved.attention, call.offsets.o, T(1), saved.middle);
+
+    rms_norm<Exec, T>(call.exec, as_heads(saved.middle), vector(call.parameters, call.offsets.post_norm, hidden),
+                      call.config.rms_norm_eps, as_heads(scratch.normed), output);
+    linear(call, scratch.normed, call.offsets.gate_up, T(0), saved.gate_up);
+    if (output.extent(0) == 0) return;
+    swiglu<Exec, T>(call.exec, saved.gate_up, scratch.act);
+    linear(call, scratch.act, call.offsets.down, T(1), output);
+}
+
+template <class Exec, class T>
+void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients,
+                    const Span2<float, typename Exec::memory_space>& dgate) {
+    const Region region("SparseAttn::layer_backward");
+    const auto& saved = call.saved;
+    const auto& scratch = call.scratch;
+    linear_input_gradient(call, scratch.stream, call.offsets.down, scratch.act);
+    swiglu_backward<Exec, T>(call.exec, saved.gate_up, scratch.act);
+    linear_weight_gradient(call, scratch.stream, scratch.act, call.offsets.down, gradients);
+    linear_input_gradient(call, saved.gate_up, call.offsets.gate_up, scratch.normed);
+    norm_gradients(call, saved.middle, call.offsets.post_norm, gradients);
+    linear_weight_gradient(call, saved.gate_up, scratch.normed, call.offsets.gate_up, gradients);
+
+    linear_input_gradient(call, scratch.stream, call.offsets.o, scratch.dattention);
+    linear_weight_gradient(call, scratch.stream, saved.attention, call.offsets.o, gradients);
+    attention_gradients(call, gradients, dgate);
+    linear_input_gradient(call, scratch.dqkv, call.offsets.qkv, scratch.normed);
+    norm_gradients(call, call.input, call.offsets.input_norm, gradients);
+    linear_weight_gradient(call, scratch.dqkv, scratch.normed, call.offsets.qkv, gradients);
+}
+
+#define SPARSEATTN_LAYER(EXEC, T)                                                                         \
+    template void layer_forward(const LayerCall<EXEC, T>&, const Span2<T, typename EXEC::memory_space>&); \
+    template void layer_backward(const LayerCall<EXEC, T>&, const Span1<T, typename EXEC::memory_space>&, \
+                                 const Span2<float, typename EXEC::memory_space>&);
+SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, double)
+
+}  // namespace sparseattn::detail

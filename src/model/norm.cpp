@@ -1,0 +1,133 @@
+#include "sparseattn/core/profiling.hpp"
+#include "sparseattn/model/detail/layers.hpp"
+#include "sparseattn/model/detail/rows.hpp"
+
+namespace sparseattn::detail {
+namespace {
+
+template <class T, class Team>
+KOKKOS_INLINE_FUNCTION T inverse_rms(const Team& team, const T* x, int n, T eps) {
+    const T squares = sum_columns<T>(team, n, [=](int i) { return x[i] * x[i]; });
+    return T(1) / math::sqrt(squares / T(n) + eps);
+}
+
+// One row: x, its gradients and the weight gradient's partial sums.
+template <NormBackward mode, class T, class Team>
+KOKKOS_INLINE_FUNCTION void backward_row(const Team& team, const T* x, const T* weight, int n, T eps, T* gradient,
+                                         T* dx, T* partial) {
+    const T r = inverse_rms(team, x, n, eps);
+    const T dot = sum_columns<T>(team, n, [=](int i) { return weight[i] * gradient[i] * x[i]; });
+    const T along = dot * r * r * r / T(n);
+    for_columns(team, n, [=](int i) {
+        const T normed = x[i] * r, dy = gradient[i];
+        const T through = r * weight[i] * dy - along * x[i];
+        partial[i] += dy * normed;
+        if constexpr (mode == NormBackward::in_place) {
+            gradient[i] = through;
+        } else {
+            gradient[i] = weight[i] * normed;
+            dx[i] = mode == NormBackward::add_to_dx ? dx[i] + through : through;
+        }
+    });
+}
+
+template <NormBackward mode, class Exec, class T>
+void backward_rows(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x,
+                   const Span1<const T, typename Exec::memory_space>& weight, double eps,
+                   const HeadsView<T, typename Exec::memory_space>& gradient,
+                   const Span2<T, typename Exec::memory_space>& dx,
+                   const Span1<T, typename Exec::memory_space>& partial) {
+    const std::int64_t tokens = static_cast<std::int64_t>(x.extent(0));
+    const int heads = static_cast<int>(x.extent(1)), n = static_cast<int>(x.extent(2));
+    for_each_row(
+        exec, "SparseAttn::rms_norm_backward", norm_chunks(tokens),
+        KOKKOS_LAMBDA(const RowTeam<Exec>& team, std::int64_t chunk) {
+            T* sums = partial.data() + chunk * n;
+            for_columns(team, n, [=](int i) { sums[i] = T(0); });
+            const std::int64_t end = (chunk + 1) * norm_chunk < tokens ? (chunk + 1) * norm_chunk : tokens;
+            for (std::int64_t t = chunk * norm_chunk; t < end; ++t) {
+                for (int h = 0; h < heads; ++h) {
+                    T* const dx_row = mode == NormBackward::in_place ? nullptr : &dx(t, 0);
+                    backward_row<mode>(team, &x(t, h, 0), weight.data(), n, static_cast<T>(eps), &gradient(t, h, 0),
+                                       dx_row, sums);
+                }
+            }
+        });
+}
+
+}  // namespace
+
+template <class Exec, class T>
+void rms_norm(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x,
+              const Span1<const T, typename Exec::memory_space>& weight, double eps,
+              const HeadsView<T, typename Exec::memory_space>& y, const Span2<T, typename Exec::memory_space>& copy) {
+    const Region region("SparseAttn::rms_norm");
+    const std::int64_t tokens = static_cast<std::int64_t>(x.extent(0));
+    const int heads = static_cast<int>(x.extent(1)), n = static_cast<int>(x.extent(2));
+    const bool copies = copy.extent(0) > 0;
+    for_each_row(
+        exec, "SparseAttn::rms_norm", tokens * heads, KOKKOS_LAMBDA(const RowTeam<Exec>& team, std::int64_t row) {
+            const std::int64_t t = row / heads;
+            const int h = static_cast<int>(row % heads);
+            const T* from = &x(t, h, 0);
+            const T* scale = weight.data();
+            T* to = &y(t, h, 0);
+            const T r = inverse_rms(team, from, n, static_cast<T>(eps));
+            if (copies) {
+                T* second = &copy(t, 0);
+                for_columns(team, n, [=](int i) {
+                    to[i] = scale[i] * (from[i] * r);
+                    second[i] = from[i];
+                });
+            } else {
+                for_columns(team, n, [=](int i) { to[i] = scale[i] * (from[i] * r); });
+            }
+        });
+}
+
+template <class Exec, class T>
+void rms_norm_backward(const Exec& exec, NormBackward mode, const HeadsView<const T, typename Exec::memory_space>& x,
+                       const Span1<const T, typename Exec::memory_space>& weight, double eps,
+                       const HeadsView<T, typename Exec::memory_space>& gradient,
+                       const Span2<T, typename Exec::memory_space>& dx,
+                       const Span1<T, typename Exec::memory_space>& partial,
+                       const Span1<T, typename Exec::memory_space>& dweight) {
+    const Region region("SparseAttn::rms_norm_backward");
+    switch (mode) {
+        case NormBackward::in_place:
+            backward_rows<NormBackward::in_place>(exec, x, weight, eps, gradient, dx, partial);
+            break;
+        case NormBackward::into_dx:
+            backward_rows<NormBackward::into_dx>(exec, x, weight, eps, gradient, dx, partial);
+            break;
+        case NormBackward::add_to_dx:
+            backward_rows<NormBackward::add_to_dx>(exec, x, weight, eps, gradient, dx, partial);
+            break;
+    }
+    const int n = static_cast<int>(weight.extent(0));
+    const std::int64_t chunks = norm_chunks(static_cast<std::int64_t>(x.extent(0)));
+    constexpr int width = column_block<Exec>;
+    Kokkos::parallel_for(
+        "SparseAttn::rms_norm_backward.weight", Kokkos::RangePolicy<Exec>(exec, 0, (n + width - 1) / width),
+        KOKKOS_LAMBDA(int block) {
+            const int begin = block * width, end = begin + width < n ? begin + width : n;
+            for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+                for (int i = begin; i < end; ++i) dweight(i) += partial(chunk * n + i);
+            }
+        });
+}
+
+#define SPARSEATTN_NORM(EXEC, T)                                                                                      \
+    template void rms_norm(const EXEC&, const HeadsView<const T, typename EXEC::memory_space>&,                       \
+                           const Span1<const T, typename EXEC::memory_space>&, double,                                \
+                           const HeadsView<T, typename EXEC::memory_space>&,                                          \
+                           const Span2<T, typename EXEC::memory_space>&);                                             \
+    template void rms_norm_backward(                                                                                  \
+        const EXEC&, NormBackward, const HeadsView<const T, typename EXEC::memory_space>&,                            \
+        const Span1<const T, typename EXEC::memory_space>&, double, const HeadsView<T, typename EXEC::memory_space>&, \
+        const Span2<T, typename EXEC::memory_space>&, const Span1<T, typename EXEC::memory_space>&,                   \
+        const Span1<T, typename EXEC::memory_space>&);
+SPARSEATTN_NORM(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_NORM(Kokkos::DefaultExecutionSpace, double)
+
+}  // namespace sparseattn::detail
