@@ -87,7 +87,7 @@ TEST(Report, CurvesAreDrawnInsideTheFrame) {
     double x2 = 0;
     double y2 = 0;
     ASSERT_EQ(std::sscanf(svg.c_str() + at, " d=\"M%lf %lfL%lf %lf", &x1, &y1, &x2, &y2), 4);
-    EXPECT_EQ(x2, 626);
+    EXPECT_EQ(x2, 610);
     EXPECT_LT(y2, y1);
     EXPECT_GT(y2, 14);
     EXPECT_LT(y1, 254);
