@@ -2,7 +2,6 @@
 
 #include <cmath>
 #include <cstdio>
-#include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -37,8 +36,7 @@ int eval_program(EvalArguments arguments, const Runtime& runtime) {
     const Communicator& world = runtime.world();
     EvaluationOptions& options = arguments.options;
     std::optional<TokenDataset> data;
-    std::exception_ptr failure;
-    try {
+    world.together([&] {
         options.checkpoint = locate_checkpoint(arguments.checkpoint);
         options.implementation = parse_implementation(arguments.implementation);
         if (!arguments.granularity.empty()) options.granularity = parse_granularity(arguments.granularity);
@@ -47,10 +45,7 @@ int eval_program(EvalArguments arguments, const Runtime& runtime) {
             arguments.data = Deck::parse(deck, "deck of " + options.checkpoint.string()).text("data.path");
         }
         data = TokenDataset::open(arguments.data);
-    } catch (...) {
-        failure = std::current_exception();
-    }
-    world.agree(failure);
+    });
     const EvaluationResult result = evaluate_checkpoint(options, *data, world);
     if (world.rank() == 0) {
         const std::string text =
