@@ -80,12 +80,12 @@ std::vector<fs::path> list_checkpoints(const fs::path& root) {
 }
 
 fs::path find_checkpoint(const fs::path& root, std::string_view which, std::vector<std::string>* warnings) {
+    if (which == "latest" && fs::exists(root / detail::commit_file)) {
+        static_cast<void>(detail::Commit::read(root));
+        return root;
+    }
+    const CheckpointScan scan = scan_checkpoints(root);
     if (which == "latest") {
-        if (fs::exists(root / detail::commit_file)) {
-            static_cast<void>(detail::Commit::read(root));
-            return root;
-        }
-        const CheckpointScan scan = scan_checkpoints(root);
         if (scan.committed.empty()) {
             throw CheckpointError(root.string() + ": holds no complete checkpoint" + listed(scan.rejected));
         }
@@ -96,9 +96,12 @@ fs::path find_checkpoint(const fs::path& root, std::string_view which, std::vect
         }
         return scan.committed.back();
     }
-    const fs::path directory = root / checkpoint_name(wanted_step(which));
-    static_cast<void>(detail::Commit::read(directory));
-    return directory;
+    const std::int64_t step = wanted_step(which);
+    for (const fs::path& directory : scan.committed) {
+        if (directory.filename().string().ends_with(checkpoint_name(step))) return directory;
+    }
+    throw CheckpointError(
+        concat(root.string(), ": holds no complete checkpoint of step ", step, listed(scan.rejected)));
 }
 
 void prune_checkpoints(const fs::path& root, int keep) {

@@ -1,8 +1,4 @@
-#include <fcntl.h>
-#include <stdio.h>  // renameat2
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -91,29 +87,14 @@ bool is_temporary(const fs::path& path) {
     return name.starts_with(detail::unfinished_prefix) || name.starts_with(detail::doomed_prefix);
 }
 
-fs::path replaced_directory(const fs::path& root, const std::string& name) {
-    return root / (std::string(".replaced_") + name);
-}
-
-// Puts `made` in the place of `old`. Where the file system can, both change places in one step; otherwise the old one
-// stays readable under its other name in between (scan_checkpoints knows it).
+// Puts `made` in the place of `old`, which stays readable under its other name in between (scan_checkpoints knows it).
 void replace_directory(const fs::path& made, const fs::path& old) {
-#ifdef RENAME_EXCHANGE
-    if (::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, old.c_str(), RENAME_EXCHANGE) == 0) {
-        protocol_step("exchanged");
-        sync_to_disk(old.parent_path());
-        fs::remove_all(made);
-        return;
-    }
-    if (errno != EINVAL && errno != ENOSYS && errno != ENOTSUP) {
-        throw CheckpointError(concat(old.string(), ": cannot be replaced: ", std::strerror(errno)));
-    }
-#endif
-    const fs::path aside = replaced_directory(old.parent_path(), old.filename().string());
+    const fs::path aside = old.parent_path() / (".replaced_" + old.filename().string());
     fs::remove_all(aside);
     fs::rename(old, aside);
     protocol_step("set aside");
     fs::rename(made, old);
+    protocol_step("replaced");
     sync_to_disk(old.parent_path());
     fs::remove_all(aside);
 }

@@ -65,6 +65,7 @@ H5FD_t* open_file(const char* name, unsigned flags, hid_t fapl, haddr_t) {
     file->inode = status.st_ino;
     file->end = static_cast<haddr_t>(status.st_size);
     file->state = info->state;
+    *file->state = {};  // HDF5 looks whether the file exists before it creates it
     return &file->base;
 }
 
