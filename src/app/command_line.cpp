@@ -34,9 +34,13 @@ std::string unknown_argument(const CLI::App& app, const std::vector<std::string>
     const std::string what = option != extras.end() ? *option : extras.front();
     if (option == extras.end()) return "unexpected argument " + what + "; --help shows the usage";
     std::vector<std::string> known;
-    for (const CLI::Option* candidate : app.get_options()) {
-        for (const std::string& name : candidate->get_lnames()) known.push_back("--" + name);
-    }
+    const auto add_options_of = [&](const CLI::App& parser) {
+        for (const CLI::Option* candidate : parser.get_options()) {
+            for (const std::string& name : candidate->get_lnames()) known.push_back("--" + name);
+        }
+    };
+    add_options_of(app);
+    for (const CLI::App* mode : app.get_subcommands()) add_options_of(*mode);
     const std::string near = nearest_name(what.substr(0, what.find('=')), known);
     return "unknown option " + what + (near.empty() ? "; --help lists the options" : "; did you mean " + near + '?');
 }
@@ -97,10 +101,10 @@ bool CommandLine::parse(int argc, const char* const* argv) {
         say(app_->help());
         return false;
     } catch (const CLI::ParseError& error) {
-        throw DeckError(concat("command line: ", error.what(), "; --help shows the usage"));
+        fail(concat(error.what(), "; --help shows the usage"));
     }
-    const std::vector<std::string> extras = app_->remaining();
-    if (!extras.empty()) throw DeckError("command line: " + unknown_argument(*app_, extras));
+    const std::vector<std::string> extras = app_->remaining(true);
+    if (!extras.empty()) fail(unknown_argument(*app_, extras));
     if (time_limit_seconds_ != nullptr && app_->count("--time-limit") > 0) {
         *time_limit_seconds_ = parse_duration(time_limit_, "command line: --time-limit");
     }
@@ -108,12 +112,16 @@ bool CommandLine::parse(int argc, const char* const* argv) {
     if (config_) say(environment_report());
     if (const auto* option = app_->get_option_no_throw("--print-reference"); option != nullptr && option->count() > 0) {
         if (!reference_.empty() && reference_ != "toml" && reference_ != "markdown") {
-            throw DeckError("command line: --print-reference is " + reference_ + ", must be toml or markdown");
+            fail("--print-reference is " + reference_ + ", must be toml or markdown");
         }
         say(reference_ == "markdown" ? reference_markdown() : reference_deck());
         return false;
     }
     return !version_ && !config_;
+}
+
+void CommandLine::fail(const std::string& reason) const {
+    throw DeckError("command line: " + reason);
 }
 
 }  // namespace sparseattn

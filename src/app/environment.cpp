@@ -8,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "sparseattn/app/runtime.hpp"
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/core/kokkos_compat.hpp"
 #include "sparseattn/core/version.hpp"
@@ -48,33 +49,17 @@ std::string hdf5_library() {
 }
 
 std::string blas_library() {
-    if (openblas_get_config == nullptr) return "of the system (it has no version call)";
+    if (openblas_get_config == nullptr) return "not linked into this program, or without a version call";
     std::ostringstream out;
     out << openblas_get_config();
     if (openblas_get_num_threads != nullptr) out << ", threads " << openblas_get_num_threads();
     return out.str();
 }
 
-class TemporaryKokkos {
-  public:
-    TemporaryKokkos() : started_(!Kokkos::is_initialized()) {
-        int count = 0;
-        if (started_) Kokkos::initialize(count, nullptr);
-    }
-    ~TemporaryKokkos() {
-        if (started_) Kokkos::finalize();
-    }
-    TemporaryKokkos(const TemporaryKokkos&) = delete;
-    TemporaryKokkos& operator=(const TemporaryKokkos&) = delete;
-
-  private:
-    bool started_;
-};
-
 }  // namespace
 
 std::string environment_report() {
-    const TemporaryKokkos kokkos;
+    const KokkosGuard kokkos(0, nullptr);
     char host[256] = "unknown";
     gethostname(host, sizeof host - 1);
     const char* omp = std::getenv("OMP_NUM_THREADS");

@@ -15,6 +15,7 @@ struct Failure {
     std::string reason;
     int code = exit_code::internal;
     int agreed_ranks = 0;  // 0: this rank alone
+    int agreed_rank = 0;   // whose failure it is
 };
 
 Failure current_failure() {
@@ -22,7 +23,7 @@ Failure current_failure() {
         throw;
     } catch (const Error& error) {
         const auto* agreed = dynamic_cast<const AgreedFailure*>(&error);
-        return {error.what(), error.exit_code(), agreed ? agreed->ranks() : 0};
+        return {error.what(), error.exit_code(), agreed ? agreed->ranks() : 0, agreed ? agreed->rank() : 0};
     } catch (const std::bad_alloc&) {
         return {"out of memory"};
     } catch (const std::exception& error) {
@@ -48,6 +49,14 @@ void print(const std::string& prefix, const std::string& reason) {
     std::fflush(stderr);
 }
 
+/// The rank says nothing where there is no other, or about a deck, which is the same for all.
+std::string without_rank(const Failure& failure, int size) {
+    const std::string prefix = concat("rank ", failure.agreed_rank, ": ");
+    const bool strip = failure.agreed_ranks > 0 && (size == 1 || failure.code == exit_code::usage);
+    const bool there = failure.reason.compare(0, prefix.size(), prefix) == 0;
+    return strip && there ? failure.reason.substr(prefix.size()) : failure.reason;
+}
+
 int end_with(const std::string& program, const Failure& failure) {
     int running = 0;
     int finalised = 0;
@@ -55,7 +64,7 @@ int end_with(const std::string& program, const Failure& failure) {
     MPI_Finalized(&finalised);
     if (running == 0 || finalised != 0) {
         // Ranks that never came to MPI all say the same (command line, environment).
-        if (launcher_rank() == 0) print(program + ": ", failure.reason);
+        if (finalised != 0 || launcher_rank() == 0) print(program + ": ", without_rank(failure, 1));
         return failure.code;
     }
     int rank = 0;
@@ -67,10 +76,7 @@ int end_with(const std::string& program, const Failure& failure) {
         print(concat(program, ": rank ", rank, " of ", size, ": "), failure.reason);
         MPI_Abort(MPI_COMM_WORLD, failure.code);
     }
-    // "rank 0: " says nothing when there is no other rank.
-    const std::string alone = "rank 0: ";
-    const bool strip = size == 1 && failure.agreed_ranks == 1 && failure.reason.compare(0, alone.size(), alone) == 0;
-    if (rank == 0) print(program + ": ", strip ? failure.reason.substr(alone.size()) : failure.reason);
+    if (rank == 0) print(program + ": ", without_rank(failure, size));
     MPI_Finalize();
     return failure.code;
 }

@@ -74,9 +74,11 @@ Runtime::Mpi::~Mpi() {
     if (started_ && std::uncaught_exceptions() <= exceptions_ && !mpi_finalised()) MPI_Finalize();
 }
 
-Runtime::KokkosGuard::KokkosGuard(int argc, const char* const* argv) : started_(!Kokkos::is_initialized()) {
+KokkosGuard::KokkosGuard(int argc, const char* const* argv) : started_(!Kokkos::is_initialized()) {
     if (!started_) return;
     // Kokkos takes its options out of the list it gets: give it a copy.
+    // Where threads run is the launcher's choice; saying so keeps Kokkos from warning about it in every run.
+    setenv("OMP_PROC_BIND", "false", 0);
     std::vector<std::string> texts = {argc > 0 ? argv[0] : ""};
     for (int i = 1; i < argc; ++i) {
         if (std::string_view(argv[i]).substr(0, 9) == "--kokkos-") texts.emplace_back(argv[i]);
@@ -88,7 +90,7 @@ Runtime::KokkosGuard::KokkosGuard(int argc, const char* const* argv) : started_(
     Kokkos::initialize(count, pointers.data());
 }
 
-Runtime::KokkosGuard::~KokkosGuard() {
+KokkosGuard::~KokkosGuard() {
     if (started_ && Kokkos::is_initialized()) Kokkos::finalize();
 }
 

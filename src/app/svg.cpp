@@ -12,7 +12,7 @@ namespace {
 constexpr double width = 640;
 constexpr double height = 300;
 constexpr double left = 64;
-constexpr double right = 14;
+constexpr double right = 30;
 constexpr double top = 14;
 constexpr double bottom = 46;
 constexpr std::size_t most_points = 1000;

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <exception>
+#include <optional>
 #include <utility>
 
 #include "sparseattn/app/deck.hpp"
@@ -29,18 +29,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// Runs `work` on this rank; throws on every rank when it threw on any.
-template <class Work>
-void together(const Communicator& world, const Work& work) {
-    std::exception_ptr failure;
-    try {
-        work();
-    } catch (...) {
-        failure = std::current_exception();
-    }
-    world.agree(failure);
 }
 
 struct Setup {
@@ -77,7 +65,7 @@ Setup read_setup(const RunOptions& run) {
 /// Rank 0 reads; all ranks get the same deck.
 Setup shared_setup(const RunOptions& run, const Communicator& world) {
     Setup setup;
-    together(world, [&] {
+    world.together([&] {
         if (world.rank() == 0) setup = read_setup(run);
     });
     std::string deck = setup.deck.merged();
@@ -93,7 +81,7 @@ Setup shared_setup(const RunOptions& run, const Communicator& world) {
 
 void print_dry_run(const TrainOptions& options, const Setup& setup, const TokenDataset& data, int ranks) {
     TextTable plan({"memory per rank", "size"});
-    const TrainMemoryPlan memory = train_memory_plan(options);
+    const TrainMemoryPlan memory = train_memory_plan(options, ranks);
     for (const auto& [name, bytes] : memory.parts) plan.add_row({name, format_bytes(bytes)});
     plan.add_row({"total", format_bytes(memory.total())});
     const std::int64_t tokens = options.max_steps * options.batch_size * options.sequence_length;
@@ -200,7 +188,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     Setup setup = shared_setup(run, world);
     std::optional<TokenDataset> data;
     TrainOptions options;
-    together(world, [&] {
+    world.together([&] {
         const std::string& path = setup.deck.text("data.path");
         data = TokenDataset::open(path);
         fit_vocabulary(setup.deck, data->vocab_size(), path);
@@ -212,7 +200,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     }
 
     std::optional<Log> log;
-    together(world, [&] { log.emplace(root, options.run_dir); });
+    world.together([&] { log.emplace(root, options.run_dir); });
     SignalRequests signals;
     log->info(
         concat("SparseAttn ", version_with_commit(), ", ", world.size(), " ranks, run ", options.run_dir.string()));
@@ -227,7 +215,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
         log->info(concat("going on from step ", trainer.steps_done(), ", ", setup.restart.string()));
     }
     const TrainResult result = trainer.run();
-    together(world, [&] {
+    world.together([&] {
         if (root) finish(*log, options, result);
     });
     if (!result.finished) log->info(concat("stopped at step ", result.step, "; go on with --restart latest"));

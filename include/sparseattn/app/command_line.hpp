@@ -50,6 +50,9 @@ class CommandLine {
     /// launcher's rank 0 only. --kokkos-* arguments are left to Kokkos.
     [[nodiscard]] bool parse(int argc, const char* const* argv);
 
+    /// Throws the DeckError "command line: reason".
+    [[noreturn]] void fail(const std::string& reason) const;
+
   private:
     std::unique_ptr<CLI::App> app_;
     std::string name_;

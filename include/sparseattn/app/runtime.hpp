@@ -9,6 +9,19 @@
 
 namespace sparseattn {
 
+/// Kokkos for the life of the object, unless it is running already. Hands the --kokkos-* arguments to it; `argv` is not
+/// changed.
+class KokkosGuard {
+  public:
+    KokkosGuard(int argc, const char* const* argv);
+    ~KokkosGuard();
+    KokkosGuard(const KokkosGuard&) = delete;
+    KokkosGuard& operator=(const KokkosGuard&) = delete;
+
+  private:
+    bool started_;
+};
+
 /// MPI and Kokkos for the life of the object: initialised in this order, finalised in the other. What was already
 /// running is left running. A process started without mpirun is a job of one rank; with SPARSEATTN_MPI=off in the
 /// environment MPI is not touched at all. While an exception is on its way, MPI is left to run_guarded().
@@ -17,7 +30,6 @@ namespace sparseattn {
 /// as one job.
 class Runtime {
   public:
-    /// Hands the --kokkos-* arguments to Kokkos; `argv` is not changed.
     Runtime(int argc, const char* const* argv);
     ~Runtime();
     Runtime(const Runtime&) = delete;
@@ -37,17 +49,6 @@ class Runtime {
         bool started_ = false;
         int exceptions_;
     };
-    class KokkosGuard {
-      public:
-        KokkosGuard(int argc, const char* const* argv);
-        ~KokkosGuard();
-        KokkosGuard(const KokkosGuard&) = delete;
-        KokkosGuard& operator=(const KokkosGuard&) = delete;
-
-      private:
-        bool started_;
-    };
-
     Mpi mpi_;
     KokkosGuard kokkos_;
     Communicator world_;

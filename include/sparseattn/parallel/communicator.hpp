@@ -71,6 +71,18 @@ class Communicator {
     /// the same kind of Error, "rank r: " and its message, with AgreedFailure as a second base.
     void agree(const std::exception_ptr& mine) const;
 
+    /// Calls `work` on this rank and agrees on its failure: all ranks go on, or all of them throw.
+    template <class Work>
+    void together(const Work& work) const {
+        std::exception_ptr failure;
+        try {
+            work();
+        } catch (...) {
+            failure = std::current_exception();
+        }
+        agree(failure);
+    }
+
     /// Largest number of elements handed to MPI at once (its counts are int); larger arrays go in pieces. The same on
     /// all ranks; copies and splits inherit it. Local. Tests set it small.
     void set_chunk(std::int64_t elements);
