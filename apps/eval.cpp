@@ -11,7 +11,7 @@ int main(int argc, char** argv) {
         "sparseattn-eval",
         "Measures a checkpoint's loss with every head dense, every head streaming, and the gates as deployed.",
         "  sparseattn-eval runs/train                          newest checkpoint of a run, its own data set\n"
-        "  mpirun -n 2 sparseattn-eval --data other.h5 --packs 64 step_000001000\n"
+        "  mpirun -n 2 sparseattn-eval --data other.h5 --packs 64 step_000000001000\n"
         "  sparseattn-eval --local 128 --json runs/train",
         "Settings that are not given are those the checkpoint was trained with."};
     return run_guarded(text.name, [&] {

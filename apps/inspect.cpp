@@ -11,13 +11,13 @@
 
 int main(int argc, char** argv) {
     using namespace sparseattn;
-    const ProgramText text = {"sparseattn-inspect",
-                              "Shows what a checkpoint or a token data set holds. Runs as one process.",
-                              "  sparseattn-inspect runs/train                       newest checkpoint of a run\n"
-                              "  sparseattn-inspect --verify step_000001000          every byte against its checksum\n"
-                              "  sparseattn-inspect --head-map runs/train\n"
-                              "  sparseattn-inspect --json cpp.h5",
-                              "Without options: step, deck, files and tensors, or the splits of a data set."};
+    const ProgramText text = {
+        "sparseattn-inspect", "Shows what a checkpoint or a token data set holds. Runs as one process.",
+        "  sparseattn-inspect runs/train                       newest checkpoint of a run\n"
+        "  sparseattn-inspect --verify step_000000001000          every byte against its checksum\n"
+        "  sparseattn-inspect --head-map runs/train\n"
+        "  sparseattn-inspect --json cpp.h5",
+        "Without options: step, deck, files and tensors, or the splits of a data set."};
     return run_guarded(text.name, [&] {
         CommandLine line(text);
         std::filesystem::path path;

@@ -47,11 +47,20 @@ std::string unknown_argument(const CLI::App& app, const std::vector<std::string>
 
 }  // namespace
 
-CommandLine::CommandLine(const ProgramText& text) : app_(std::make_unique<CLI::App>(text.summary)), name_(text.name) {
+CommandLine::CommandLine(const ProgramText& text) : app_(std::make_unique<CLI::App>(text.summary)) {
     app_->name(text.name);
     app_->set_help_flag("-h,--help", "Print this text and stop");
-    app_->add_flag("--version", version_, "Print the version with its commit and stop");
-    app_->add_flag("-c,--config", config_, "Print how this program was built and what it runs on, and stop");
+    // Callbacks run before CLI11 misses required arguments.
+    const auto report = [](const std::string& text) {
+        say(text);
+        throw CLI::Success();
+    };
+    app_->add_flag_callback(
+        "--version", [report, name = text.name] { report(name + ' ' + version_with_commit() + '\n'); },
+        "Print the version with its commit and stop");
+    app_->add_flag_callback(
+        "-c,--config", [report] { report(environment_report()); },
+        "Print how this program was built and what it runs on, and stop");
     app_->allow_extras();
     std::string footer;
     if (!text.notes.empty()) footer += text.notes + "\n\n";
@@ -100,6 +109,8 @@ bool CommandLine::parse(int argc, const char* const* argv) {
     } catch (const CLI::CallForHelp&) {
         say(app_->help());
         return false;
+    } catch (const CLI::Success&) {
+        return false;
     } catch (const CLI::ParseError& error) {
         fail(concat(error.what(), "; --help shows the usage"));
     }
@@ -108,8 +119,6 @@ bool CommandLine::parse(int argc, const char* const* argv) {
     if (time_limit_seconds_ != nullptr && app_->count("--time-limit") > 0) {
         *time_limit_seconds_ = parse_duration(time_limit_, "command line: --time-limit");
     }
-    if (version_) say(name_ + ' ' + version_with_commit() + '\n');
-    if (config_) say(environment_report());
     if (const auto* option = app_->get_option_no_throw("--print-reference"); option != nullptr && option->count() > 0) {
         if (!reference_.empty() && reference_ != "toml" && reference_ != "markdown") {
             fail("--print-reference is " + reference_ + ", must be toml or markdown");
@@ -117,7 +126,7 @@ bool CommandLine::parse(int argc, const char* const* argv) {
         say(reference_ == "markdown" ? reference_markdown() : reference_deck());
         return false;
     }
-    return !version_ && !config_;
+    return true;
 }
 
 void CommandLine::fail(const std::string& reason) const {

@@ -128,12 +128,22 @@ TrainOptions train_options(const Deck& deck, int ranks) {
     return options;
 }
 
-void fit_vocabulary(Deck& deck, int vocab_size, const std::filesystem::path& file) {
-    const std::string key = "model.vocab_size";
-    if (deck.integer(key) == 0) {
-        deck.set(key, std::int64_t{vocab_size}, file.string());
-    } else if (deck.integer(key) != vocab_size) {
-        deck.reject(key, concat(vocab_size, ", as in data set ", file.string(), ", or 0"));
+void fit_data(Deck& deck, const TokenDataset& data) {
+    const std::string vocabulary = "model.vocab_size";
+    const std::string file = data.train().file().string();
+    if (deck.integer(vocabulary) == 0) {
+        deck.set(vocabulary, std::int64_t{data.vocab_size()}, file);
+    } else if (deck.integer(vocabulary) != data.vocab_size()) {
+        deck.reject(vocabulary, concat(data.vocab_size(), ", as in data set ", file, ", or 0"));
+    }
+    for (const TokenSplit* split : {&data.train(), &data.validation()}) {
+        const bool needed = split == &data.train() || deck.integer("run.evaluation_packs") > 0;
+        // The last token of a pack needs the token behind it as its label.
+        if (needed && deck.integer("data.sequence_length") >= split->tokens()) {
+            deck.reject("data.sequence_length",
+                        concat("at most ", split->tokens() - 1, ", one less than the tokens in the ", split->name(),
+                               " split of ", file));
+        }
     }
 }
 

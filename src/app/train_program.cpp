@@ -31,6 +31,14 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+/// Before the log of the run in it is touched.
+void refuse_used_folder(const std::filesystem::path& run_dir) {
+    if (std::filesystem::exists(run_dir / "metrics.csv") || std::filesystem::exists(run_dir / "checkpoints")) {
+        throw FileError(
+            concat(run_dir.string(), " holds a run already, must be another folder, or go on with --restart latest"));
+    }
+}
+
 struct Setup {
     Deck deck;
     std::filesystem::path restart;  // checkpoint to go on from; empty: none
@@ -189,9 +197,8 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     std::optional<TokenDataset> data;
     TrainOptions options;
     world.together([&] {
-        const std::string& path = setup.deck.text("data.path");
-        data = TokenDataset::open(path);
-        fit_vocabulary(setup.deck, data->vocab_size(), path);
+        data = TokenDataset::open(setup.deck.text("data.path"));
+        fit_data(setup.deck, *data);
         options = train_options(setup.deck, world.size());
     });
     if (run.dry_run) {
@@ -200,10 +207,13 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     }
 
     std::optional<Log> log;
-    world.together([&] { log.emplace(root, options.run_dir); });
+    world.together([&] {
+        if (root && setup.restart.empty()) refuse_used_folder(options.run_dir);
+        log.emplace(root, options.run_dir);
+    });
     SignalRequests signals;
-    log->info(
-        concat("SparseAttn ", version_with_commit(), ", ", world.size(), " ranks, run ", options.run_dir.string()));
+    log->info(concat("SparseAttn ", version_with_commit(), ", ", world.size(), world.size() == 1 ? " rank" : " ranks",
+                     ", run ", options.run_dir.string()));
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
     if (options.batch_size % world.size() != 0) {
         log->warning(concat("train.batch_size is ", options.batch_size, ", no multiple of the ", world.size(),

@@ -33,7 +33,7 @@ expect 2 "unknown option --validaton; did you mean --validation\?" "$convert" te
 expect 2 "--validation" "$convert" text -o x.h5 --validation abc text
 expect 2 "--validation" "$convert" text -o x.h5 --validation 3 text
 expect 3 "nowhere" "$convert" text -o x.h5 nowhere
-expect 3 "missing/x.h5" "$convert" text -o missing/x.h5 text
+expect 3 "missing/" "$convert" text -o missing/x.h5 text
 [ ! -e x.h5 ] || fail "a failed conversion left x.h5 behind"
 
 # Damage: cut short, one byte changed, something else altogether.

@@ -59,14 +59,14 @@ expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
     expect 0 "^step=6 loss=" $mpirun -n 2 "$train" -i deck.toml
     grep -q "^evaluation step=6 " "$work/output" || fail "no evaluation at the end"
     grep -q "^validation loss, as deployed  *[0-9]" "$work/output" || fail "no summary"
-    for file in log.txt metrics.csv evaluation.csv report.html head_masks.tsv checkpoints/step_000000006/COMMIT; do
+    for file in log.txt metrics.csv evaluation.csv report.html head_masks.tsv checkpoints/step_000000000006/COMMIT; do
         [ -s "run/$file" ] || fail "run/$file is missing"
     done
     expect 2 "train.batch_size is 1, must be at least 2, the number of ranks" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
     expect 3 "holds a run already" $mpirun -n 2 "$train" -i deck.toml
     # The checkpoint in the middle leads to the same weights.
     mkdir -p again/checkpoints
-    cp -r run/checkpoints/step_000000003 again/checkpoints/
+    cp -r run/checkpoints/step_000000000003 again/checkpoints/
     expect 0 "^going on from step 3" $mpirun -n 2 "$train" -r latest -d again
 }
 "$bin/sparseattn-inspect" --json --statistics run >first.json 2>&1
@@ -90,10 +90,10 @@ expect 0 "^step=6 loss=" "$train" -r latest -d limited run.time_limit=0
 expect 2 "deck.toml:[0-9]+:[0-9]+: model.num_attention_heads is 4, must be" "$train" -i deck.toml -d x model.num_key_value_heads=3
 expect 2 "command line: model.vocab_size is 100, must be 259, as in data set set.h5, or 0" "$train" -i deck.toml -d x model.vocab_size=100
 expect 2 "train.mode is \"weights_only\", must be another mode unless" "$train" -i deck.toml -d x train.mode=weights_only
-expect 3 "set.h5|tokens" "$train" -i deck.toml -d x data.sequence_length=1000000
+expect 2 "data.sequence_length is 1000000, must be at most [0-9]+, one less than the tokens in the train split of set.h5" "$train" -i deck.toml -d x data.sequence_length=1000000
 expect 3 "deck.toml" "$train" -i deck.toml -d x data.path=deck.toml
-printf 'x' | dd of=run/checkpoints/step_000000006/index.h5 bs=1 seek=3000 conv=notrunc 2>/dev/null
-expect 3 "index.h5" "$bin/sparseattn-inspect" --verify run/checkpoints/step_000000006
-expect 3 "index.h5" "$train" -r run/checkpoints/step_000000006 -d y
+printf 'x' | dd of=run/checkpoints/step_000000000006/index.h5 bs=1 seek=3000 conv=notrunc 2>/dev/null
+expect 3 "index.h5" "$bin/sparseattn-inspect" --verify run/checkpoints/step_000000000006
+expect 3 "index.h5" "$train" -r run/checkpoints/step_000000000006 -d y
 [ ! -e x ] || fail "a refused run left a folder behind"
 finish

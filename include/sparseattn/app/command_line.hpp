@@ -55,11 +55,8 @@ class CommandLine {
 
   private:
     std::unique_ptr<CLI::App> app_;
-    std::string name_;
     std::string time_limit_;
     double* time_limit_seconds_ = nullptr;
-    bool version_ = false;
-    bool config_ = false;
     std::string reference_;
 };
 

@@ -2,10 +2,10 @@
 /// \file
 /// From the deck to the options of the library.
 
-#include <filesystem>
 #include <string>
 
 #include "sparseattn/app/deck.hpp"
+#include "sparseattn/io/token_dataset.hpp"
 #include "sparseattn/model/config.hpp"
 #include "sparseattn/train/train_options.hpp"
 
@@ -18,8 +18,9 @@ namespace sparseattn {
 /// place in the deck, where keys do not fit together or not to the number of ranks.
 [[nodiscard]] TrainOptions train_options(const Deck& deck, int ranks);
 
-/// Sets model.vocab_size where the deck leaves it 0; DeckError when it is not `vocab_size`, that of data set `file`.
-void fit_vocabulary(Deck& deck, int vocab_size, const std::filesystem::path& file);
+/// Fits the deck to the data set: sets model.vocab_size where the deck leaves it 0. DeckError when the deck has another
+/// vocabulary, or packs longer than a split it needs.
+void fit_data(Deck& deck, const TokenDataset& data);
 
 /// The implementation of that name, as attention.implementation spells it; InvalidArgument otherwise.
 [[nodiscard]] Implementation parse_implementation(const std::string& name);
