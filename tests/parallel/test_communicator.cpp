@@ -156,6 +156,19 @@ TEST(Communicator, AgreedTwiceNamesTheRankOnce) {
     }
 }
 
+TEST(Communicator, TogetherGoesOnOrThrowsEverywhere) {
+    const Communicator world = Communicator::world();
+    int calls = 0;
+    world.together([&] { ++calls; });
+    EXPECT_EQ(calls, 1);
+    const auto fail_on_last = [&] {
+        world.together([&] {
+            if (world.rank() == world.size() - 1) throw FileError("gone");
+        });
+    };
+    EXPECT_THROW(fail_on_last(), FileError);
+}
+
 TEST(Communicator, UnwindingLeavesTheOthersAlone) {
     // Rank 0 alone loses its communicator to an exception; the others keep theirs and go on.
     const Communicator world = Communicator::world();
