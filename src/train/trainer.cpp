@@ -114,6 +114,7 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
 
 StepReport Trainer::State::step() {
     const Region region("SparseAttn::train_step");
+    open_log();
     const auto start = Clock::now();
     StepReport report = begin_report();
 
@@ -144,7 +145,6 @@ StepReport Trainer::State::step() {
     report.skipped_steps = state.skipped_steps;
     report.seconds = seconds_since(start);
     report.tokens_per_second = options_.batch_size * static_cast<double>(options_.sequence_length) / report.seconds;
-    open_log();
     if (log_) log_->append(report);
     if (observer_.step) observer_.step(report);
     if (state.skipped_in_row >= options_.max_skipped_steps) {
