@@ -230,6 +230,7 @@ StepReport Trainer::State::begin_report() const {
     if (state.gates) report.deployed_sparsity = head_sparsity(state.gates->deployed());
     if (learns_masks(options_.mode)) {
         report.mask_learning_rate = factor * options_.sparsity.mask_learning_rate;
+        report.expected_sparsity = head_sparsity(state.gates->head_gates().mean());
         report.target_sparsity = state.gates->target(state.step);
         report.lambda1 = state.gates->lambdas.values[0];
         report.lambda2 = state.gates->lambdas.values[1];
