@@ -206,7 +206,9 @@ void check_kernels(Implementation implementation) {
     calls.all();
     EXPECT_GE(recording.kernels().size(), 8U);
     for (const auto& kernel : recording.kernels()) {
-        EXPECT_EQ(kernel.label.rfind("SparseAttn::", 0), 0U) << "unlabelled kernel: " << kernel.label;
+        // Freeing an array of structs (windows) runs Kokkos 3.4's own empty loop of destructors.
+        const bool freed = kernel.label.rfind("Kokkos::View::destruction", 0) == 0;
+        EXPECT_TRUE(freed || kernel.label.rfind("SparseAttn::", 0) == 0) << "unlabelled kernel: " << kernel.label;
         EXPECT_EQ(kernel.device, device) << kernel.label << " ran on another execution space";
     }
 }

@@ -118,7 +118,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, ReferenceGradients,
                          });
 
 // Values of 1 make every output the sum of the row's probabilities.
-TEST(ReferenceAttention, ProbabilitiesOfARowSumToOne) {
+TEST(ReferenceProperties, ProbabilitiesOfARowSumToOne) {
     int with_empty_rows = 0;
     for (const Case& c : attention_cases(6, 8)) {
         DenseProblem p = case_problem(c);
@@ -134,9 +134,8 @@ TEST(ReferenceAttention, ProbabilitiesOfARowSumToOne) {
     }
     EXPECT_GT(with_empty_rows, 0);
 }
-}
 
-TEST(ReferenceAttention, RowsWithoutKeysGiveZeros) {
+TEST(ReferenceProperties, RowsWithoutKeysGiveZeros) {
     Case c{"no_keys", {0, 70, 73}, {0, 0, 2}, 64, true, 4, 2, 32, Kind::dense, false, 3};
     const Results r = evaluate<Exec, double>(Exec(), Implementation::reference, c, case_problem(c));
     for (int e = 0; e < 71 * 4; ++e) {  // one query more than keys in the second sequence: its first sees none
@@ -149,7 +148,7 @@ TEST(ReferenceAttention, RowsWithoutKeysGiveZeros) {
     EXPECT_NE(r.at("out")[71 * 4 * 32], 0.0);
 }
 
-TEST(ReferenceAttention, AllBlocksEqualDense) {
+TEST(ReferenceProperties, AllBlocksEqualDense) {
     const Exec exec;
     const Case c{"all_blocks", {0, 90, 140}, {0, 90, 200}, 64, true, 2, 1, 16, Kind::dense, false, 5};
     const DenseProblem p = case_problem(c);
@@ -177,7 +176,7 @@ std::vector<double> gather(const std::vector<double>& values, std::size_t width,
     return result;
 }
 
-TEST(ReferenceAttention, OrderOfHeadsChangesNothing) {
+TEST(ReferenceProperties, OrderOfHeadsChangesNothing) {
     const Case c{"heads", {0, 40, 100}, {0, 70, 130}, 64, true, 4, 4, 8, Kind::dense, true, 9};
     const DenseProblem p = case_problem(c);
     const auto reversed = [](std::size_t row) { return row / 4 * 4 + 3 - row % 4; };
@@ -191,7 +190,7 @@ TEST(ReferenceAttention, OrderOfHeadsChangesNothing) {
     EXPECT_EQ(gather(a.at("lse"), 1, reversed), b.at("lse"));
 }
 
-TEST(ReferenceAttention, OrderOfSequencesChangesNothing) {
+TEST(ReferenceProperties, OrderOfSequencesChangesNothing) {
     Case c{"sequences", {0, 40, 100}, {0, 40, 100}, 64, true, 2, 1, 8, Kind::dense, false, 9};
     const DenseProblem p = case_problem(c);
     const Results a = evaluate<Exec, double>(Exec(), Implementation::reference, c, p);
