@@ -18,7 +18,7 @@ std::int64_t permuted(std::int64_t index, std::int64_t size, std::uint64_t seed,
     do {
         std::uint64_t left = value >> half;
         std::uint64_t right = value & mask;
-        for (std::uint64_t round = 0; round < 4; ++round) {
+        for (std::uint64_t round = 0; round < 8; ++round) {
             const std::uint64_t mixed = left ^ (stream.bits(round << 32 | right) & mask);
             left = right;
             right = mixed;

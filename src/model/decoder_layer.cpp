@@ -2,7 +2,7 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
-#include "sparseattn/model/detail/gemm.hpp"
+#include "sparseattn/core/gemm.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::detail {

@@ -148,8 +148,9 @@ struct Fused {
           hq(c.query_heads),
           hkv(c.key_heads),
           d(c.head_dim) {
-        for (std::size_t i = 0; i < memory.extent(0); ++i) memory(i) = T(std::numeric_limits<float>::quiet_NaN());
+        poison();
     }
+    void poison() const { Kokkos::deep_copy(memory, T(std::numeric_limits<float>::quiet_NaN())); }
     static std::size_t row(const Case& c) {
         return static_cast<std::size_t>(c.query_heads + 2 * c.key_heads) * c.head_dim + 3;
     }
@@ -186,6 +187,9 @@ struct Branch {
     Kokkos::View<float**, Kokkos::LayoutRight, Mem> lse;
     explicit Branch(const Case& c, const Sequences<Mem>& sequences)
         : out("out", sequences.queries(), c.query_heads, c.head_dim), lse("lse", sequences.queries(), c.query_heads) {
+        poison();
+    }
+    void poison() const {
         Kokkos::deep_copy(out, T(std::numeric_limits<float>::quiet_NaN()));
         Kokkos::deep_copy(lse, std::numeric_limits<float>::quiet_NaN());
     }
@@ -198,24 +202,55 @@ struct Reference {
     std::vector<double> dgate;  // of this branch alone: sum dout * out, per head
 };
 
-/// Attention over the kept pairs in double. With dout (weighted per head by `weight`) also its gradients; `rounded_out`
+/// A view's elements in double, [tokens, heads, dim].
+template <class View>
+std::vector<double> to_double(const View& view) {
+    std::vector<double> values;
+    values.reserve(view.extent(0) * view.extent(1) * view.extent(2));
+    for (std::size_t t = 0; t < view.extent(0); ++t) {
+        for (std::size_t h = 0; h < view.extent(1); ++h) {
+            for (std::size_t e = 0; e < view.extent(2); ++e) values.push_back(double(float(view(t, h, e))));
+        }
+    }
+    return values;
+}
+
+inline double dot(const double* a, const double* b, int n) {
+    double sum = 0;
+    for (int e = 0; e < n; ++e) sum += a[e] * b[e];
+    return sum;
+}
+inline void add(double* to, double factor, const double* from, int n) {
+    for (int e = 0; e < n; ++e) to[e] += factor * from[e];
+}
+
+/// Attention over the kept pairs in double. With dout (weighted per head by `weight`) also its gradients; `rounded`
 /// non-null: delta from that stored output, as the kernels have it.
 template <class T>
 Reference evaluate(const Case& c, const Sequences<Mem>& sequences, const BlockLayout<Mem>& layout,
-                   const AttentionInputs<T, Mem>& in, double scale, const HeadsView<const T, Mem>* dout = nullptr,
+                   const AttentionInputs<T, Mem>& in, double scale, const HeadsView<const T, Mem>* dout_view = nullptr,
                    const std::vector<double>& weight = {}, const Branch<std::remove_const_t<T>>* rounded = nullptr) {
     const int d = c.head_dim;
     const int hq = c.query_heads;
     const int hkv = c.key_heads;
+    const std::vector<double> query = to_double(in.query);
+    const std::vector<double> key = to_double(in.key);
+    const std::vector<double> value = to_double(in.value);
+    const std::vector<double> dout = dout_view != nullptr ? to_double(*dout_view) : std::vector<double>{};
+    const std::vector<double> stored = rounded != nullptr ? to_double(rounded->out) : std::vector<double>{};
     Reference r;
-    r.out.assign(static_cast<std::size_t>(sequences.queries()) * hq * d, 0.0);
+    r.out.assign(query.size(), 0.0);
     r.lse.assign(static_cast<std::size_t>(sequences.queries()) * hq, -std::numeric_limits<double>::infinity());
-    r.dq.assign(r.out.size(), 0.0);
-    r.dk.assign(static_cast<std::size_t>(sequences.keys()) * hkv * d, 0.0);
-    r.dv.assign(r.dk.size(), 0.0);
+    r.dq.assign(query.size(), 0.0);
+    r.dk.assign(key.size(), 0.0);
+    r.dv.assign(key.size(), 0.0);
     r.dgate.assign(hq, 0.0);
+    const auto at = [d](std::int64_t token, int heads, int head) {
+        return (static_cast<std::size_t>(token) * heads + head) * d;
+    };
     for (int h = 0; h < hq; ++h) {
         const int g = h / (hq / hkv);
+        const double w = weight.empty() ? 1.0 : weight[h];
         for (int s = 0; s < sequences.count(); ++s) {
             const std::vector<char> kept = kept_pairs(sequences, layout, h, s);
             const int nk = sequences.key_length(s);
@@ -224,46 +259,29 @@ Reference evaluate(const Case& c, const Sequences<Mem>& sequences, const BlockLa
             for (int i = 0; i < sequences.query_length(s); ++i) {
                 const int t = sequences.query_offsets()[s] + i;
                 const char* mine = kept.data() + static_cast<std::size_t>(i) * nk;
+                const std::size_t q = at(t, hq, h);
                 double top = -std::numeric_limits<double>::infinity();
                 for (int j = 0; j < nk; ++j) {
-                    if (!mine[j]) continue;
-                    double dot = 0;
-                    for (int e = 0; e < d; ++e) dot += double(float(in.query(t, h, e))) * float(in.key(k0 + j, g, e));
-                    p[j] = scale * dot;
-                    top = std::max(top, p[j]);
+                    if (mine[j]) top = std::max(top, p[j] = scale * dot(&query[q], &key[at(k0 + j, hkv, g)], d));
                 }
                 double sum = 0;
-                for (int j = 0; j < nk; ++j) {
-                    p[j] = mine[j] ? std::exp(p[j] - top) : 0.0;
-                    sum += p[j];
-                }
+                for (int j = 0; j < nk; ++j) sum += p[j] = mine[j] ? std::exp(p[j] - top) : 0.0;
                 if (sum == 0) continue;
-                double* out = r.out.data() + (static_cast<std::size_t>(t) * hq + h) * d;
                 r.lse[static_cast<std::size_t>(t) * hq + h] = top + std::log(sum);
                 for (int j = 0; j < nk; ++j) {
                     p[j] /= sum;
-                    if (!mine[j]) continue;
-                    for (int e = 0; e < d; ++e) out[e] += p[j] * float(in.value(k0 + j, g, e));
+                    if (mine[j]) add(&r.out[q], p[j], &value[at(k0 + j, hkv, g)], d);
                 }
-                if (dout == nullptr) continue;
-                double delta = 0;
-                for (int e = 0; e < d; ++e) {
-                    const double o = rounded != nullptr ? double(float(rounded->out(t, h, e))) : out[e];
-                    delta += double(float((*dout)(t, h, e))) * o;
-                }
+                if (dout.empty()) continue;
+                const double delta = dot(&dout[q], stored.empty() ? &r.out[q] : &stored[q], d);
                 r.dgate[h] += delta;
-                const double w = weight.empty() ? 1.0 : weight[h];
                 for (int j = 0; j < nk; ++j) {
                     if (!mine[j]) continue;
-                    double dp = 0;
-                    for (int e = 0; e < d; ++e) dp += double(float((*dout)(t, h, e))) * float(in.value(k0 + j, g, e));
-                    const double ds = w * scale * p[j] * (dp - delta);
-                    const std::size_t kv = (static_cast<std::size_t>(k0 + j) * hkv + g) * d;
-                    for (int e = 0; e < d; ++e) {
-                        r.dq[(static_cast<std::size_t>(t) * hq + h) * d + e] += ds * float(in.key(k0 + j, g, e));
-                        r.dk[kv + e] += ds * float(in.query(t, h, e));
-                        r.dv[kv + e] += w * p[j] * float((*dout)(t, h, e));
-                    }
+                    const std::size_t kv = at(k0 + j, hkv, g);
+                    const double ds = w * scale * p[j] * (dot(&dout[q], &value[kv], d) - delta);
+                    add(&r.dq[q], ds, &key[kv], d);
+                    add(&r.dk[kv], ds, &query[q], d);
+                    add(&r.dv[kv], w * p[j], &dout[q], d);
                 }
             }
         }

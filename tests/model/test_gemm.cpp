@@ -1,6 +1,6 @@
 #include "model/support.hpp"
 #include "sparseattn/core/error.hpp"
-#include "sparseattn/model/detail/gemm.hpp"
+#include "sparseattn/core/gemm.hpp"
 
 namespace sparseattn::test {
 namespace {

@@ -76,6 +76,8 @@ class ForwardTask {
         visit_.head_dim = inputs.head_dim;
         visit_.scale = plan.scale;
         visit_.scores = scratch.scores;
+        storage_kernels<Storage>(*plan.kernels)
+            .prefetch(inputs.query.rows(token_, head, queries.count, inputs.head_dim));
         if constexpr (std::is_same_v<Storage, float>) {
             visit_.query = inputs.query.at(token_, head);
             visit_.query_stride = inputs.query.token_stride;
@@ -228,6 +230,8 @@ void pack_tile(const ForwardPlan<Storage>& plan, std::int64_t number) {
     const Inputs<Storage>& inputs = plan.inputs;
     const std::int64_t token = plan.grid.key_offsets[s] + begin;
     const auto& kernels = storage_kernels<Storage>(*plan.kernels);
+    kernels.prefetch(inputs.key.rows(token, key_head, count, inputs.head_dim));
+    kernels.prefetch(inputs.value.rows(token, key_head, count, inputs.head_dim));
     kernels.load_transposed(inputs.key.rows(token, key_head, count, inputs.head_dim),
                             plan.keys_transposed + number * plan.tile_size());
     kernels.load(inputs.value.rows(token, key_head, count, inputs.head_dim), plan.values + number * plan.tile_size());

@@ -70,6 +70,8 @@ struct Rows {
 /// Kernels of one storage type (float, or bf16 as its 16 bits).
 template <class Storage>
 struct StorageKernels {
+    /// Asks for the rows to be brought into the second-level cache.
+    void (*prefetch)(const Rows<const Storage>& rows);
     /// out [count, head_dim] = rows.
     void (*load)(const Rows<const Storage>& rows, float* out);
     /// out [head_dim, tile] = rows transposed, zero beyond count up to the next multiple of 16 columns.

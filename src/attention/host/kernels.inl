@@ -30,8 +30,9 @@ extern const Kernels SPARSEATTN_HOST_TABLE{
     backward_queries,
     finish,
     blend,
-    {load_rows<float>, load_transposed<float>, store_rows<float>, row_dots<float>},
-    {load_rows<std::uint16_t>, load_transposed<std::uint16_t>, store_rows<std::uint16_t>, row_dots<std::uint16_t>},
+    {prefetch_rows<float>, load_rows<float>, load_transposed<float>, store_rows<float>, row_dots<float>},
+    {prefetch_rows<std::uint16_t>, load_rows<std::uint16_t>, load_transposed<std::uint16_t>, store_rows<std::uint16_t>,
+     row_dots<std::uint16_t>},
 };
 
 }  // namespace sparseattn::detail::host

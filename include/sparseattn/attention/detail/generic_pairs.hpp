@@ -4,6 +4,7 @@
 // Plain attention has one branch. Gated attention has two, full (0) and sparse (1), and a head with 0 < z < 1 walks the
 // keys of the full branch once: the sparse branch's pairs are among them, and a tile says which.
 
+#include "sparseattn/attention/attention.hpp"
 #include "sparseattn/attention/detail/generic_tiles.hpp"
 #include "sparseattn/attention/detail/layout_view.hpp"
 

@@ -1,4 +1,4 @@
-#include "sparseattn/model/detail/gemm.hpp"
+#include "sparseattn/core/gemm.hpp"
 
 #include <KokkosBlas3_gemm.hpp>
 
@@ -56,7 +56,7 @@ void gemm(const Exec& exec, Op op_a, Op op_b, T alpha, const Span2<const T, type
     template void gemm(const EXEC&, Op, Op, T, const Span2<const T, typename EXEC::memory_space>&, \
                        const Span2<const T, typename EXEC::memory_space>&, T,                      \
                        const Span2<T, typename EXEC::memory_space>&);
-SPARSEATTN_GEMM(Kokkos::DefaultExecutionSpace, float)
-SPARSEATTN_GEMM(Kokkos::DefaultExecutionSpace, double)
+#define SPARSEATTN_GEMM_BOTH(EXEC) SPARSEATTN_GEMM(EXEC, float) SPARSEATTN_GEMM(EXEC, double)
+SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_GEMM_BOTH)
 
 }  // namespace sparseattn::detail

@@ -1,5 +1,6 @@
 #pragma once
-// The model's matrix product: row-major, through KokkosBlas to the vendor's BLAS.
+/// \file
+/// Matrix product: row-major, through KokkosBlas to the vendor's BLAS.
 
 #include "sparseattn/core/types.hpp"
 
