@@ -46,6 +46,17 @@ double zero_probability(double log_alpha) {
     return logistic(temperature * std::log(-low / high) - log_alpha);
 }
 
+double mean(double log_alpha) {
+    constexpr int intervals = 32;  // Simpson's rule; the integrand is smooth on [0, 1]
+    double sum = 0;
+    for (int i = 0; i <= intervals; ++i) {
+        const double s = (static_cast<double>(i) / intervals - low) / (high - low);
+        const double above = logistic(log_alpha - temperature * (std::log(s) - std::log1p(-s)));
+        sum += above * (i == 0 || i == intervals ? 1 : (i % 2 == 1 ? 4 : 2));
+    }
+    return sum / (3 * intervals);
+}
+
 double deterministic(double log_alpha) {
     return logistic(deterministic_gain * log_alpha / temperature);
 }
@@ -83,6 +94,12 @@ GateValues HeadGates::sample(std::uint64_t seed, std::int64_t step, std::int64_t
         gates.slope.values[i] = hard_concrete::sample_slope(log_alpha_.values[i], u);
     }
     return gates;
+}
+
+HeadMap HeadGates::mean() const {
+    HeadMap means = log_alpha_;
+    for (double& value : means.values) value = hard_concrete::mean(value);
+    return means;
 }
 
 GateValues HeadGates::deterministic() const {

@@ -6,10 +6,20 @@
 
 namespace sparseattn::detail {
 namespace {
-const std::vector<std::string> step_columns = {
-    "loss",    "learning_rate", "mask_learning_rate", "target_sparsity", "sampled_sparsity",  "deployed_sparsity",
-    "lambda1", "lambda2",       "gradient_norm",      "seconds",         "tokens_per_second", "tokens",
-    "skipped"};
+const std::vector<std::string> step_columns = {"loss",
+                                               "learning_rate",
+                                               "mask_learning_rate",
+                                               "target_sparsity",
+                                               "expected_sparsity",
+                                               "sampled_sparsity",
+                                               "deployed_sparsity",
+                                               "lambda1",
+                                               "lambda2",
+                                               "gradient_norm",
+                                               "seconds",
+                                               "tokens_per_second",
+                                               "tokens",
+                                               "skipped"};
 const std::vector<std::string> evaluation_columns = {"deployed", "dense", "sparse", "deployed_sparsity", "labels"};
 }  // namespace
 
@@ -20,10 +30,11 @@ RunLog::RunLog(const std::filesystem::path& run_dir, std::int64_t step)
 }
 
 void RunLog::append(const StepReport& r) {
-    const std::array<double, 13> row = {r.loss,
+    const std::array<double, 14> row = {r.loss,
                                         r.learning_rate,
                                         r.mask_learning_rate,
                                         r.target_sparsity,
+                                        r.expected_sparsity,
                                         r.sampled_sparsity,
                                         r.deployed_sparsity,
                                         r.lambda1,

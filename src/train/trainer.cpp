@@ -114,6 +114,7 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
 
 StepReport Trainer::State::step() {
     const Region region("SparseAttn::train_step");
+    open_log();
     const auto start = Clock::now();
     StepReport report = begin_report();
 
@@ -144,7 +145,6 @@ StepReport Trainer::State::step() {
     report.skipped_steps = state.skipped_steps;
     report.seconds = seconds_since(start);
     report.tokens_per_second = options_.batch_size * static_cast<double>(options_.sequence_length) / report.seconds;
-    open_log();
     if (log_) log_->append(report);
     if (observer_.step) observer_.step(report);
     if (state.skipped_in_row >= options_.max_skipped_steps) {
@@ -230,6 +230,7 @@ StepReport Trainer::State::begin_report() const {
     if (state.gates) report.deployed_sparsity = head_sparsity(state.gates->deployed());
     if (learns_masks(options_.mode)) {
         report.mask_learning_rate = factor * options_.sparsity.mask_learning_rate;
+        report.expected_sparsity = head_sparsity(state.gates->head_gates().mean());
         report.target_sparsity = state.gates->target(state.step);
         report.lambda1 = state.gates->lambdas.values[0];
         report.lambda2 = state.gates->lambdas.values[1];

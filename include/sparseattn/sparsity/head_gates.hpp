@@ -22,6 +22,8 @@ inline constexpr double high = 1.1;
 [[nodiscard]] double sample_slope(double log_alpha, double u);
 /// P(z = 0) = sg(T ln(-low / high) - alpha).
 [[nodiscard]] double zero_probability(double log_alpha);
+/// E z = integral over x in [0, 1] of P(z > x) = sg(alpha - T logit((x - low) / (high - low))), to about 1e-8.
+[[nodiscard]] double mean(double log_alpha);
 /// The soft deterministic gate sg(0.8 alpha / T).
 [[nodiscard]] double deterministic(double log_alpha);
 /// Its derivative by alpha.
@@ -50,6 +52,9 @@ class HeadGates {
     /// are 0 (ties: lower head first), the others keep their soft gate. The slope is the soft gate's for every head, so
     /// that a zeroed head can come back.
     [[nodiscard]] GateValues deterministic() const;
+
+    /// E z of every head.
+    [[nodiscard]] HeadMap mean() const;
 
     [[nodiscard]] HeadMap& log_alpha() { return log_alpha_; }
     [[nodiscard]] const HeadMap& log_alpha() const { return log_alpha_; }

@@ -20,7 +20,8 @@ struct StepReport {
     double learning_rate = none;
     double mask_learning_rate = none;
     double target_sparsity = none;
-    double sampled_sparsity = none;   // mean over the step's packs
+    double expected_sparsity = none;  // of the gates' distribution before the update
+    double sampled_sparsity = none;   // mean over the step's packs: the same with the noise of a few samples
     double deployed_sparsity = none;  // of the deterministic gates before the update
     double lambda1 = none;
     double lambda2 = none;
