@@ -1,5 +1,5 @@
 // Every elementwise layer against its definition, and its gradients against central differences in double.
-#include "model/support.hpp"
+#include "support/arrays.hpp"
 #include "sparseattn/model/detail/elementary.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
