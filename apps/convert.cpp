@@ -37,7 +37,7 @@ int main(int argc, char** argv) {
             ->allow_extra_args(false)
             ->type_name("TEXT");
         mode->add_option("--max-file-bytes", options.max_file_bytes, "Larger files are left out")
-            ->check(CLI::PositiveNumber)
+            ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 50))
             ->capture_default_str()
             ->type_name("BYTES");
         mode->add_flag("--keep-binary", options.keep_binary, "Take files with zero bytes too");

@@ -26,18 +26,18 @@ int main(int argc, char** argv) {
         parser.add_option("--masks", arguments.options.masks, "Head masks (TSV) in place of the checkpoint's gates")
             ->type_name("FILE");
         parser.add_option("--packs", arguments.options.packs, "Packs to measure; 0: all of the split")
-            ->check(CLI::NonNegativeNumber)
+            ->check(CLI::Range(0, 2147483647))
             ->capture_default_str()
             ->type_name("N");
         parser.add_flag("--train-split", arguments.options.train_split, "Measure on the training split");
         parser.add_option("--sequence-length", arguments.options.sequence_length, "Tokens per pack")
-            ->check(CLI::PositiveNumber)
+            ->check(CLI::Range(1, 2147483647))
             ->type_name("N");
         parser.add_option("--sink", arguments.options.sink, "First tokens that streaming heads see")
-            ->check(CLI::NonNegativeNumber)
+            ->check(CLI::Range(0, 2147483647))
             ->type_name("N");
         parser.add_option("--local", arguments.options.local, "Last tokens that streaming heads see")
-            ->check(CLI::PositiveNumber)
+            ->check(CLI::Range(1, 2147483647))
             ->type_name("N");
         parser.add_option("--granularity", arguments.granularity, "Window edges: token or block")
             ->check(CLI::IsMember({"token", "block"}))

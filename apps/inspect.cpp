@@ -7,6 +7,7 @@
 #include "sparseattn/app/exit_codes.hpp"
 #include "sparseattn/app/run_files.hpp"
 #include "sparseattn/app/runtime.hpp"
+#include "sparseattn/core/error.hpp"
 #include "sparseattn/io/inspect.hpp"
 
 int main(int argc, char** argv) {
@@ -38,11 +39,15 @@ int main(int argc, char** argv) {
         if (!line.parse(argc, argv)) return 0;
         if (std::filesystem::is_directory(path)) path = locate_checkpoint(path);
         if (head_map) {
-            std::printf("%s", head_map_text(deployed_head_map(path)).c_str());
+            const HeadMap map = deployed_head_map(path);
+            if (map.values.empty())
+                throw CheckpointError(path.string() + " has no gates: it was trained in mode dense");
+            std::printf("%s", head_map_text(map).c_str());
             return 0;
         }
         const nlohmann::json document = inspect(path, options);
         if (deck) {
+            if (!document.contains("deck")) throw FileError(path.string() + " holds no deck, must be a checkpoint");
             std::printf("%s", document.value("deck", std::string()).c_str());
             return 0;
         }

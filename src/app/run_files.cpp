@@ -68,9 +68,10 @@ std::vector<ReportChart> run_charts(const std::filesystem::path& run_dir) {
     if (std::filesystem::exists(run_dir / "metrics.csv")) {
         const MetricsTable steps = read_metrics(run_dir / "metrics.csv");
         add_series(loss, steps, "loss", "training");
-        add_series(sparsity, steps, "sampled_sparsity", "sampled gates");
-        add_series(sparsity, steps, "deployed_sparsity", "deployed gates");
+        add_series(sparsity, steps, "expected_sparsity", "expected of the gates");
         add_series(sparsity, steps, "target_sparsity", "target", true);
+        add_series(sparsity, steps, "deployed_sparsity", "deployed gates");
+        add_series(sparsity, steps, "sampled_sparsity", "sampled gates");
         add_series(rate, steps, "learning_rate", "weights");
         add_series(speed, steps, "tokens_per_second", "all ranks");
     }
@@ -104,6 +105,7 @@ TextTable summary_table(const TrainResult& result) {
     }
     add("validation loss, all heads streaming", evaluation.sparse);
     add("head sparsity, target", step.target_sparsity);
+    add("head sparsity, expected", step.expected_sparsity);
     add("head sparsity, sampled", step.sampled_sparsity);
     add("head sparsity, deployed", step.deployed_sparsity);
     if (step.skipped_steps > 0) table.add_row({"skipped steps", concat(step.skipped_steps)});

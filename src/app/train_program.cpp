@@ -113,7 +113,8 @@ std::string step_line(const StepReport& report) {
     add("lr", report.learning_rate, 3);
     add("mask_lr", report.mask_learning_rate, 3);
     add("target", report.target_sparsity, 3);
-    add("sparsity", report.sampled_sparsity, 3);
+    add("sparsity", report.expected_sparsity, 3);
+    add("sampled", report.sampled_sparsity, 3);
     add("deployed", report.deployed_sparsity, 3);
     add("lambda1", report.lambda1, 3);
     add("lambda2", report.lambda2, 3);

@@ -5,6 +5,7 @@
 
 #include "sparseattn/app/deck.hpp"
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/rng.hpp"
 
 namespace sparseattn {
 namespace {
@@ -160,6 +161,30 @@ TEST(Deck, MergedDeckReadsBackToTheSame) {
     EXPECT_EQ(again.real("sparsity.end_head_sparsity"), 0.30000000000000004);
     EXPECT_EQ(again.real("model.rope_theta"), 1e12);
     EXPECT_EQ(again.integer("run.seed"), 9000000000000000);
+}
+
+TEST(Deck, DamagedTextIsADeckOrADeckError) {
+    const std::string whole = reference_deck();
+    int refused = 0;
+    for (std::uint64_t seed = 1; seed <= 1500; ++seed) {
+        const RandomStream random(seed, RandomPurpose::test, 0);
+        std::string text = whole.substr(0, random.bits(0) % whole.size());
+        for (std::uint64_t i = 0; i < 1 + seed % 4; ++i) {
+            // A byte changed, taken out or put in.
+            const std::size_t at = text.empty() ? 0 : random.bits(3 * i + 1) % text.size();
+            const char byte = static_cast<char>(random.bits(3 * i + 2));
+            if (seed % 3 == 0 && !text.empty()) text[at] = byte;
+            if (seed % 3 == 1) text.erase(at, 1);
+            if (seed % 3 == 2) text.insert(at, 1, "[]{}\"'=.,#\n01e-"[static_cast<unsigned char>(byte) % 16]);
+        }
+        try {
+            (void)Deck::parse(text, "d.toml");
+        } catch (const DeckError& error) {
+            ++refused;
+            EXPECT_THAT(error.what(), testing::ContainsRegex("^d.toml:[0-9]+:[0-9]+: ")) << text;
+        }
+    }
+    EXPECT_GT(refused, 300);
 }
 
 TEST(Deck, FilesThatCannotBeRead) {

@@ -1,6 +1,7 @@
 // The committed reference deck and the committed key tables are what the program prints.
 #include <gmock/gmock.h>
 
+#include <filesystem>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -32,6 +33,16 @@ TEST(Reference, CommittedDocumentHasTheTable) {
     ASSERT_NE(from, std::string::npos);
     ASSERT_NE(to, std::string::npos);
     EXPECT_EQ(page.substr(from + begin.size(), to - from - begin.size()), reference_markdown());
+}
+
+TEST(Reference, EveryCommittedDeckIsADeck) {
+    int decks = 0;
+    for (const auto& file : std::filesystem::directory_iterator(std::string(SPARSEATTN_SOURCE_DIR) + "/inputs")) {
+        if (file.path().extension() != ".toml") continue;
+        EXPECT_NO_THROW((void)Deck::load(file.path())) << file.path();
+        ++decks;
+    }
+    EXPECT_GE(decks, 1);
 }
 
 TEST(Reference, TableIsConsistent) {

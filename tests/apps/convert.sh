@@ -22,6 +22,7 @@ expect 0 "documents" "$convert" text -o set.h5 --validation 0.2 --extension .txt
 expect 0 "259" "$inspect" set.h5
 expect 0 "\"kind\": *\"token" "$inspect" --json set.h5
 expect 0 "." "$inspect" --verify set.h5
+expect 3 "set.h5 holds no deck, must be a checkpoint" "$inspect" --deck set.h5
 "$convert" text -o again.h5 --validation 0.2 --extension .txt text >/dev/null 2>&1
 cmp -s set.h5 again.h5 || fail "the same input gives another file"
 

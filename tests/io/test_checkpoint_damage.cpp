@@ -5,6 +5,13 @@
 #include "sparseattn/io/detail/checkpoint_format.hpp"
 #include "support.hpp"
 
+// HDF5 1.10 forgets an object header in memory when its checksum is wrong; only this program opens damaged HDF5 files
+// on purpose. What the library itself might forget is counted by open_objects().
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() {
+    return "leak:libhdf5\n";
+}
+
 namespace sparseattn {
 namespace {
 
@@ -26,6 +33,12 @@ std::string load_all(const fs::path& directory, const std::vector<Tensor>& tenso
 bool reports(const VerifyReport& report, const std::string& file, const std::string& tensor) {
     return std::any_of(report.damages.begin(), report.damages.end(),
                        [&](const Damage& damage) { return damage.file == file && damage.tensor == tensor; });
+}
+
+// HDF5 files, groups, datasets and attributes that are open in this process, and file descriptors.
+std::ptrdiff_t open_objects() {
+    const auto descriptors = std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+    return H5Fget_obj_count(static_cast<hid_t>(H5F_OBJ_ALL), H5F_OBJ_ALL) + descriptors;
 }
 
 struct DataRange {
@@ -64,6 +77,7 @@ TEST(CheckpointDamage, EveryChangedByteIsReported) {
     const TemporaryFolder root;
     const fs::path directory = save(root, 1, tensors, 2);
     int tried = 0, in_data = 0, refused = 0;
+    const std::ptrdiff_t open_before = open_objects();
     for (const std::string name : {"COMMIT", "index.h5", "shard_00000_of_00002.h5", "shard_00001_of_00002.h5"}) {
         const fs::path file = directory / name;
         const std::string content = read_plain(file);
@@ -91,6 +105,7 @@ TEST(CheckpointDamage, EveryChangedByteIsReported) {
         }
         write_plain(file, content);
     }
+    EXPECT_EQ(open_objects(), open_before);
     EXPECT_TRUE(verify_checkpoint(directory).ok());
     EXPECT_GT(tried, 1000);
     EXPECT_GT(in_data, 100);
