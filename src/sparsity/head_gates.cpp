@@ -47,7 +47,7 @@ double zero_probability(double log_alpha) {
 }
 
 double mean(double log_alpha) {
-    constexpr int intervals = 32;  // Simpson's rule; the integrand is smooth on [0, 1]
+    constexpr int intervals = 128;  // Simpson's rule; the integrand is smooth on [0, 1]
     double sum = 0;
     for (int i = 0; i <= intervals; ++i) {
         const double s = (static_cast<double>(i) / intervals - low) / (high - low);

@@ -3,6 +3,7 @@
 #include <fstream>
 #include <string>
 
+#include "sparseattn/model/parameter_table.hpp"
 #include "sparseattn/train/memory_plan.hpp"
 #include "train/training_case.hpp"
 
