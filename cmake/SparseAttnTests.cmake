@@ -13,7 +13,7 @@ function(sparseattn_test name)
   endif()
   add_executable(${name} ${TEST_SOURCES})
   target_link_libraries(${name} PRIVATE sparseattn_test_support sparseattn_flags ${TEST_LINKS})
-  set(environment "OMP_NUM_THREADS=${TEST_THREADS};OMP_PROC_BIND=false;${SPARSEATTN_TEST_ENVIRONMENT}")
+  set(environment "OMP_NUM_THREADS=${TEST_THREADS};OMP_PROC_BIND=false;OMP_WAIT_POLICY=passive;${SPARSEATTN_TEST_ENVIRONMENT}")
   if(TEST_RANKS)
     foreach(ranks IN LISTS TEST_RANKS)
       add_test(NAME ${name}.np${ranks}

@@ -3,14 +3,12 @@
 
 #include "sparseattn/attention/detail/checks.hpp"
 #include "sparseattn/attention/detail/generic.hpp"
+#include "sparseattn/attention/detail/host.hpp"
 #include "sparseattn/attention/detail/implementation.hpp"
 #include "sparseattn/attention/detail/reference.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
-#if defined(SPARSEATTN_HOST_ATTENTION)
-#include "sparseattn/attention/detail/host.hpp"
-#endif
 
 namespace sparseattn {
 namespace {
@@ -29,14 +27,12 @@ void run(const Exec& exec, Implementation asked, const Arguments<T, typename Exe
         return;
     }
     if constexpr (!fp64) {
-#if defined(SPARSEATTN_HOST_ATTENTION)
         if constexpr (is_cpu<Exec>) {
             if (chosen == Implementation::host) {
                 detail::host_attention(exec, arguments, workspace);
                 return;
             }
         }
-#endif
         detail::generic_attention(exec, arguments, workspace);
     }
 }

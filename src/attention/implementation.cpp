@@ -2,16 +2,11 @@
 
 #include <cmath>
 
+#include "sparseattn/attention/detail/host.hpp"
 #include "sparseattn/core/error.hpp"
 
 namespace sparseattn {
 namespace {
-
-#if defined(SPARSEATTN_HOST_ATTENTION)
-constexpr Implementation fastest_on_cpu = Implementation::host;
-#else
-constexpr Implementation fastest_on_cpu = Implementation::generic;
-#endif
 
 const char* name_of(Implementation implementation) {
     switch (implementation) {
@@ -29,7 +24,7 @@ const char* name_of(Implementation implementation) {
 
 Implementation fastest(const detail::Demand& demand) {
     if (demand.fp64) return Implementation::reference;
-    return demand.cpu ? fastest_on_cpu : Implementation::generic;
+    return demand.cpu ? Implementation::host : Implementation::generic;
 }
 
 }  // namespace
@@ -60,8 +55,9 @@ double resolve_scale(double asked, int head_dim) {
 }  // namespace detail
 
 std::string attention_report() {
-    return concat("attention: float and bf16 by ", name_of(fastest_on_cpu), " on CPU spaces, by ",
-                  name_of(Implementation::generic), " elsewhere; double by ", name_of(Implementation::reference));
+    return concat("attention: float and bf16 by ", name_of(Implementation::host), " (", detail::host_attention_isa(),
+                  " kernels) on CPU spaces, by ", name_of(Implementation::generic), " elsewhere; double by ",
+                  name_of(Implementation::reference));
 }
 
 }  // namespace sparseattn

@@ -20,6 +20,18 @@ struct Branch {
     AttentionOutputs<T, Mem> outputs;
 };
 
+/// a . b in fp64, as four partial sums that do not wait for each other.
+template <class T>
+KOKKOS_INLINE_FUNCTION double dot(const T* a, const T* b, int n) {
+    double sum[4] = {};
+    int c = 0;
+    for (; c + 4 <= n; c += 4) {
+        for (int k = 0; k < 4; ++k) sum[k] += static_cast<double>(a[c + k]) * static_cast<double>(b[c + k]);
+    }
+    for (; c < n; ++c) sum[0] += static_cast<double>(a[c]) * static_cast<double>(b[c]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 /// Inputs and branches, and the scalar terms that all kernels share.
 template <class T, class Mem>
 struct Problem {
@@ -37,18 +49,14 @@ struct Problem {
         return b == 0 ? z : 1.0 - z;
     }
     KOKKOS_INLINE_FUNCTION double score(int h, int query, int key) const {
-        double sum = 0;
-        for (int c = 0; c < head_dim; ++c) {
-            sum += static_cast<double>(inputs.query(query, h, c)) * static_cast<double>(inputs.key(key, h / group, c));
-        }
-        return scale * sum;
+        return scale * dot(&inputs.query(query, h, 0), &inputs.key(key, h / group, 0), head_dim);
     }
     KOKKOS_INLINE_FUNCTION double dprobability(int h, int query, int key) const {
-        double sum = 0;
-        for (int c = 0; c < head_dim; ++c) {
-            sum += static_cast<double>(dout(query, h, c)) * static_cast<double>(inputs.value(key, h / group, c));
-        }
-        return sum;
+        return dot(&dout(query, h, 0), &inputs.value(key, h / group, 0), head_dim);
+    }
+    /// sum += factor * vector
+    KOKKOS_INLINE_FUNCTION void add(double* sum, double factor, const T* vector) const {
+        for (int c = 0; c < head_dim; ++c) sum[c] += factor * static_cast<double>(vector[c]);
     }
     /// Natural log of the sum of exponentials of the row's scores, -inf without any key.
     KOKKOS_INLINE_FUNCTION double log_sum(const LayoutView<Mem>& view, int h, const TokenBlock& rows, int i) const {
@@ -108,10 +116,7 @@ struct ForwardRow {
             for (int j = 0; first_key + j < view.key_offsets(s + 1); ++j) {
                 if (!view.keeps(h, s, i, j)) continue;
                 const double p = math::exp(problem.score(h, query, first_key + j) - lse);
-                for (int c = 0; c < problem.head_dim; ++c) {
-                    branch.sum(at, c) +=
-                        p * static_cast<double>(problem.inputs.value(first_key + j, h / problem.group, c));
-                }
+                problem.add(&branch.sum(at, 0), p, &problem.inputs.value(first_key + j, h / problem.group, 0));
             }
         }
         branch.outputs.lse(query, h) = static_cast<Lse>(lse);
@@ -155,12 +160,9 @@ struct BackwardRow {
         }
         for (int j = 0; j < keys; ++j) {
             if (!view.keeps(h, s, i, j)) continue;
-            const double p = math::exp(problem.score(h, query, first_key + j) - lse);
-            const double ds = p * (problem.dprobability(h, query, first_key + j) - delta);
-            for (int c = 0; c < problem.head_dim; ++c) {
-                sum(at, c) += weight * problem.scale * ds *
-                              static_cast<double>(problem.inputs.key(first_key + j, h / problem.group, c));
-            }
+            const double p = weight * math::exp(problem.score(h, query, first_key + j) - lse);
+            const double ds = problem.scale * p * (problem.dprobability(h, query, first_key + j) - delta);
+            problem.add(&sum(at, 0), ds, &problem.inputs.key(first_key + j, h / problem.group, 0));
         }
         branch.lse(at) = lse;
         branch.delta(at) = delta;
@@ -205,10 +207,8 @@ struct BackwardKey {
             const std::int64_t row = static_cast<std::int64_t>(query) * problem.heads + h;
             const double p = weight * math::exp(problem.score(h, query, key) - branch.lse(row));
             const double ds = problem.scale * p * (problem.dprobability(h, query, key) - branch.delta(row));
-            for (int c = 0; c < problem.head_dim; ++c) {
-                dvalue_sum(at, c) += p * static_cast<double>(problem.dout(query, h, c));
-                dkey_sum(at, c) += ds * static_cast<double>(problem.inputs.query(query, h, c));
-            }
+            problem.add(&dvalue_sum(at, 0), p, &problem.dout(query, h, 0));
+            problem.add(&dkey_sum(at, 0), ds, &problem.inputs.query(query, h, 0));
         }
     }
 };

@@ -109,7 +109,7 @@ BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
     layout.windows = detail::to_device(exec, "SparseAttn::layout.windows", windows);
 
     const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * layout.grid.rows;
-    const Array1<std::int64_t, Mem> offsets("SparseAttn::layout.offsets", list_rows + 1);
+    const auto offsets = detail::zeros<std::int64_t>(exec, "SparseAttn::layout.offsets", list_rows + 1);
     const auto list_rules = detail::to_device(exec, "SparseAttn::list_rules", rules);
     const auto grid = layout.grid;
     const auto query_offsets = sequences.device_query_offsets();

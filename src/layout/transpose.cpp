@@ -1,6 +1,7 @@
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/block_layout.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
 
 namespace sparseattn {
 namespace {
@@ -19,7 +20,7 @@ void transpose_csr(const Exec& exec, const std::string& label, int lists, int ro
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
     const int sequences = static_cast<int>(row_begin.extent(0)) - 1;
     const std::int64_t segments = static_cast<std::int64_t>(lists) * columns;
-    const Array1<std::int64_t, Mem> ends(label + ".offsets", segments + 1);
+    const auto ends = detail::zeros<std::int64_t>(exec, label + ".offsets", segments + 1);
     const Array1<std::int32_t, Mem> transposed(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label + ".rows"),
                                                entries.extent(0));
     Kokkos::parallel_for(

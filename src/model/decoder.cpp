@@ -1,5 +1,6 @@
 #include "sparseattn/model/decoder.hpp"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "sparseattn/model/detail/decoder_layer.hpp"
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/model/detail/layers.hpp"
+#include "sparseattn/model/detail/rows.hpp"
 
 namespace sparseattn {
 namespace {
@@ -58,7 +60,7 @@ struct Decoder<Exec, T>::State {
     Array1<std::byte, Mem> memory;
     detail::BufferShape shape;
     detail::DecoderBuffers<T, Mem> buffers;
-    Workspace<Mem> workspace;  // of the attention calls
+    std::unique_ptr<Workspace<Mem>> workspace = std::make_unique<Workspace<Mem>>();  // of the attention calls
 
     template <class U>
     Span2<U, Mem> vocabulary_matrix(const Span1<U, Mem>& flat, std::int64_t offset) const {
@@ -86,6 +88,30 @@ struct Decoder<Exec, T>::State {
         }
     }
 
+    // What the attention calls take from their workspace under automatic choice of the implementation, rounded up:
+    // packed keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread. The
+    // fp64 reference instead keeps unnormalised outputs of both branches in double.
+    [[nodiscard]] std::int64_t attention_bytes(const detail::BufferShape& wanted) const {
+        constexpr std::int64_t tile = 64, slack = 4096;
+        const std::int64_t d = config.head_dim, query_rows = wanted.tokens * config.num_attention_heads;
+        const std::int64_t key_rows = (wanted.tokens + 2 * tile) * config.num_key_value_heads;
+        const std::int64_t scalars = 4 * query_rows;
+        if constexpr (std::is_same_v<T, double>) {
+            const std::int64_t outputs = (wanted.gated ? 2 : 1) * query_rows * d;
+            const std::int64_t gradients = wanted.training ? query_rows * d + 2 * key_rows * d + scalars : 0;
+            return static_cast<std::int64_t>(sizeof(T)) * std::max(outputs, gradients) + slack;
+        } else if constexpr (detail::on_host<Exec>) {
+            const std::int64_t rows = query_rows / tile + 2 * config.num_attention_heads;  // of the grid, all heads
+            const std::int64_t threads = concurrency(exec), lists = 16 * rows + wanted.tokens + slack;
+            const std::int64_t forward = 2 * key_rows * d + threads * (5 * tile * d + tile * tile + 8 * tile);
+            const std::int64_t backward = scalars + threads * (12 * tile * d + 2 * tile * tile + 8 * tile);
+            const std::int64_t floats = wanted.training ? std::max(forward, backward) : forward;
+            return static_cast<std::int64_t>(sizeof(T)) * floats + lists;
+        } else {
+            return wanted.training ? static_cast<std::int64_t>(sizeof(T)) * scalars + slack : slack;
+        }
+    }
+
     void prepare(const detail::BufferShape& wanted) {
         if (wanted == shape && memory.extent(0) > 0) return;
         const std::size_t bytes = detail::cut_buffers<T, Mem>(config, wanted, nullptr).bytes;
@@ -96,6 +122,12 @@ struct Decoder<Exec, T>::State {
         }
         buffers = detail::cut_buffers<T, Mem>(config, wanted, memory.data());
         shape = wanted;
+        // One block of the expected size at once, where growing by pieces would overshoot.
+        const auto attention = static_cast<std::size_t>(attention_bytes(wanted));
+        if (attention > workspace->capacity()) {
+            workspace = std::make_unique<Workspace<Mem>>();
+            typename Workspace<Mem>::Frame(*workspace).template take<std::byte>(attention);
+        }
     }
 
     detail::LayerCall<Exec, T> layer_call(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
@@ -110,7 +142,7 @@ struct Decoder<Exec, T>::State {
                 buffers.inputs[l],
                 buffers.layer(l),
                 buffers.scratch,
-                workspace};
+                *workspace};
     }
 
     // Up to the residual stream after the last layer.
@@ -198,6 +230,7 @@ struct Decoder<Exec, T>::State {
         MemoryPlan plan;
         plan.activations = static_cast<std::int64_t>(counted.activation_bytes);
         plan.workspace = static_cast<std::int64_t>(counted.bytes) - plan.activations;
+        plan.attention = attention_bytes(wanted);
         return plan;
     }
 };
@@ -300,7 +333,7 @@ MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, int lo
 }
 template <class Exec, class T>
 std::int64_t Decoder<Exec, T>::allocated() const {
-    return static_cast<std::int64_t>(state_->memory.extent(0) + state_->workspace.capacity());
+    return static_cast<std::int64_t>(state_->memory.extent(0) + state_->workspace->capacity());
 }
 
 template class Decoder<Kokkos::DefaultExecutionSpace, float>;

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "model/support.hpp"
+#include "support/arrays.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
 

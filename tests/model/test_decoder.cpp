@@ -177,8 +177,10 @@ TEST(Decoder, MemoryPlanIsWhatIsHeld) {
             for (int i = 0; i < 2; ++i) run_gradients<float>(decoder, batch, plan, parameters, 1.0F, memory);
             const auto held = decoder.allocated();
             expect_plan(decoder.memory_plan(1024, gated, memory), held);
-            if (gated) EXPECT_GT(held, last);  // evaluation < recompute < stored
-            if (gated) last = held;
+            if (gated) {  // evaluation < recompute < stored
+                EXPECT_GT(held, last);
+                last = held;
+            }
             for (int i = 0; i < 3; ++i) run_gradients<float>(decoder, batch, plan, parameters, 1.0F, memory);
             decoder.loss(batch, plan, device.flat(), 128);
             EXPECT_EQ(decoder.allocated(), held);
@@ -225,12 +227,11 @@ TEST(Decoder, BadArgumentsAreNamed) {
     expect_refused(good, layouts.plain(), parameters, 0, "loss_block", "0");
 
     const Device<float> gate(layouts.gates), few(3);
-    auto plan = layouts.gated(gate);
-    plan.sparse = nullptr;
-    expect_refused(good, plan, parameters, 8, "plan.sparse", "null");
-    plan = layouts.gated(gate);
-    plan.gate = few.matrix(1);
-    expect_refused(good, plan, parameters, 8, "plan.gate", "1 x 3");
+    auto no_sparse = layouts.gated(gate), small_gate = layouts.gated(gate);
+    no_sparse.sparse = nullptr;
+    expect_refused(good, no_sparse, parameters, 8, "plan.sparse", "null");
+    small_gate.gate = few.matrix(1);
+    expect_refused(good, small_gate, parameters, 8, "plan.gate", "1 x 3");
     const Device<double> gradients(parameters.array.extent(0));
     EXPECT_THAT(
         [&] {

@@ -42,7 +42,7 @@ struct TrainingMemory {
 struct MemoryPlan {
     std::int64_t activations = 0;  // what the backward pass needs of the forward pass, or one layer without it
     std::int64_t workspace = 0;    // temporaries, logits among them
-    std::int64_t attention = 0;    // temporaries of the attention calls (estimate)
+    std::int64_t attention = 0;    // temporaries of the attention calls (automatic implementation), reserved
 
     [[nodiscard]] std::int64_t total() const { return activations + workspace + attention; }
 };

@@ -1,5 +1,5 @@
 #pragma once
-// Moves between std::vector and device arrays, for code that builds layouts on the host.
+// Moves between std::vector and device arrays, and arrays of zeros, for code that builds layouts.
 
 #include <string>
 #include <vector>
@@ -26,6 +26,17 @@ std::vector<typename View::non_const_value_type> to_host(const Exec& exec, const
     const Kokkos::View<T*, Kokkos::LayoutRight, Kokkos::HostSpace, Unmanaged> host(values.data(), values.size());
     Kokkos::deep_copy(exec, host, device);
     fence(exec, "SparseAttn::to_host");
+    return values;
+}
+
+/// `count` zeros, written on `exec` (a view's own initialisation runs unlabelled, on a space of its choice).
+template <class T, class Exec>
+Array1<T, typename Exec::memory_space> zeros(const Exec& exec, const std::string& label, std::int64_t count) {
+    const Array1<T, typename Exec::memory_space> values(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label),
+                                                        count);
+    Kokkos::parallel_for(
+        label + ".zero", Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, 0, count),
+        KOKKOS_LAMBDA(std::int64_t i) { values(i) = T(0); });
     return values;
 }
 

@@ -1,4 +1,4 @@
-#include "model/support.hpp"
+#include "support/arrays.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/gemm.hpp"
 

@@ -1,0 +1,25 @@
+#pragma once
+/// \file
+/// Signals as requests that a loop polls.
+
+namespace sparseattn {
+
+/// While one exists, SIGUSR1, SIGTERM and SIGINT ask to stop after a checkpoint and SIGUSR2 asks for a checkpoint; the
+/// second SIGTERM or SIGINT ends the process as if nothing were installed. The former handlers come back at the end.
+/// One per process at a time (InvalidArgument otherwise).
+class SignalRequests {
+  public:
+    SignalRequests();
+    ~SignalRequests();
+    SignalRequests(const SignalRequests&) = delete;
+    SignalRequests& operator=(const SignalRequests&) = delete;
+
+    /// Whether a stop was asked for; stays true.
+    [[nodiscard]] bool stop() const;
+    /// Whether a checkpoint was asked for since the last call.
+    [[nodiscard]] bool take_checkpoint();
+    /// "SIGTERM", ... that asked to stop; "" when none did.
+    [[nodiscard]] const char* stop_signal() const;
+};
+
+}  // namespace sparseattn

@@ -1,0 +1,51 @@
+#pragma once
+// One pack through the decoder: device copies, layouts, gates of query heads.
+
+#include <cstdint>
+
+#include "sparseattn/io/packed_batch.hpp"
+#include "sparseattn/layout/builders.hpp"
+#include "sparseattn/model/decoder.hpp"
+#include "sparseattn/sparsity/head_map.hpp"
+
+namespace sparseattn::detail {
+
+using TrainExec = Kokkos::DefaultExecutionSpace;
+using TrainMem = TrainExec::memory_space;
+
+struct PackSettings {
+    int block = 64;
+    Implementation implementation = Implementation::automatic;
+    HeadMode sparse;  // what a head does as far as its gate is 0
+    TrainingMemory memory;
+};
+
+// Labels of a pack that count.
+[[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
+
+class PackRunner {
+  public:
+    PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings);
+
+    // Sum of the labels' negative log likelihoods. `gates` of the key/value heads; null: every head dense.
+    double loss(const PackedTokens& pack, const HeadMap* gates, const Span1<const float, TrainMem>& parameters);
+
+    // As loss; adds scale * gradient to `gradients`, and puts scale * d(sum)/d(gates) into `dgates` when gated.
+    double loss_and_gradients(const PackedTokens& pack, const HeadMap* gates,
+                              const Span1<const float, TrainMem>& parameters, double scale,
+                              const Span1<float, TrainMem>& gradients, HeadMap& dgates);
+
+    [[nodiscard]] Decoder<TrainExec, float>& decoder() { return decoder_; }
+
+  private:
+    template <class Work>
+    double with_plan(const PackedTokens& pack, const HeadMap* gates, const Work& work);
+
+    TrainExec exec_;
+    PackSettings settings_;
+    Decoder<TrainExec, float> decoder_;
+    Array2<float, TrainMem> gate_;   // [layers, query heads]
+    Array2<float, TrainMem> dgate_;  // the same
+};
+
+}  // namespace sparseattn::detail

@@ -1,0 +1,356 @@
+// Backward pass of the generic implementation, without atomics: one kernel over query tiles for the query gradient, one
+// over key tiles (through the transposed layout) for the key and value gradients. Both recompute the scores, and both
+// turn a tile of scores S and of dP = dout value^T into P and dS by the same function. In a gated head one score serves
+// both branches: P = z P_full + (1 - z) P_sparse and dS likewise.
+#include "sparseattn/attention/detail/generic.hpp"
+#include "sparseattn/attention/detail/generic_gradients.hpp"
+#include "sparseattn/core/instantiate.hpp"
+
+namespace sparseattn::detail {
+namespace generic {
+
+/// delta = dout . out of every branch that has weight, one work item for each row.
+template <class T, class Mem>
+struct DeltaKernel {
+    BackwardProblem<T, Mem> problem;
+
+    KOKKOS_INLINE_FUNCTION void operator()(std::int64_t item) const {
+        const int query = static_cast<int>(item / problem.heads), head = static_cast<int>(item % problem.heads);
+        const HeadWork work = problem.work(head);
+        const T* dout = &problem.dout(query, head, 0);
+        for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) {
+            float sum = 0;
+            if (b == work.outer || b == work.inner) {
+                const T* out = &problem.outputs[b].out(query, head, 0);
+                for (int c = 0; c < problem.head_dim; ++c) {
+                    sum += static_cast<float>(dout[c]) * static_cast<float>(out[c]);
+                }
+            }
+            problem.delta[b](query, head) = sum;
+        }
+    }
+};
+
+/// dgate = sum over rows of delta_full - delta_sparse, one team for each head.
+template <class Exec, class T>
+struct GateKernel {
+    using Mem = typename Exec::memory_space;
+    using Team = typename Kokkos::TeamPolicy<Exec>::member_type;
+    BackwardProblem<T, Mem> problem;
+    int queries;
+    Span1<float, Mem> dgate;
+
+    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
+        const int head = team.league_rank();
+        double sum = 0;
+        if (problem.work(head).inner >= 0) {
+            Kokkos::parallel_reduce(
+                Kokkos::TeamThreadRange(team, queries),
+                [&](int query, double& local) {
+                    local += static_cast<double>(problem.delta[0](query, head)) - problem.delta[1](query, head);
+                },
+                sum);
+        }
+        Kokkos::single(Kokkos::PerTeam(team), [&]() { dgate(head) = static_cast<float>(sum); });
+    }
+};
+
+struct QueryScratch {
+    Panel queries;  // [head_dim][queries], scaled
+    Panel douts;    // [head_dim][queries]
+    Panel sums;     // [queries][head_dim]
+    Panel keys;     // [keys][head_dim] values, then keys
+    PairScratch pairs;
+
+    KOKKOS_INLINE_FUNCTION QueryScratch(float* base, const TileShape& shape, int head_dim, int padding)
+        : queries{base, shape.queries + padding},
+          douts{queries.data + head_dim * queries.stride, queries.stride},
+          sums{douts.data + head_dim * douts.stride, head_dim},
+          keys{sums.data + shape.queries * head_dim, head_dim},
+          pairs(keys.data + shape.keys * head_dim, shape, padding) {}
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim, int padding) {
+        return static_cast<std::size_t>(3 * shape.queries + 2 * padding + shape.keys) * head_dim +
+               PairScratch::floats(shape, padding);
+    }
+};
+
+/// Gradient of one tile of queries.
+template <class Exec, class T>
+struct QueryKernel {
+    using Mem = typename Exec::memory_space;
+    using Team = typename TilePolicy<Exec>::member_type;
+    BackwardProblem<T, Mem> problem;
+
+    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
+        const QueryWork part = query_work(problem, team.league_rank());
+        if (part.queries.count <= 0) return;
+        const TileShape shape = problem.shape;
+        const int d = problem.head_dim, padding = Machine<Exec>::padding;
+        const QueryScratch tile(scratch<Exec>(team, QueryScratch::floats(shape, d, padding)), shape, d, padding);
+        const HeadWork work = problem.work(part.head);
+        load_columns(team, tile.queries, shape.queries, problem.inputs.query, part.head, part.queries, problem.scale);
+        load_columns(team, tile.douts, shape.queries, problem.dout, part.head, part.queries, 1.0F);
+        load_row_terms(team, problem, tile.pairs, work, part.head, part.queries);
+        clear(team, tile.sums, shape.queries, d);
+        team.team_barrier();
+        for_each_key_tile(problem.branch[work.outer], part.head, part.rows, shape.keys,
+                          [&](const TokenTile& keys) { visit(team, tile, part, work, keys); });
+        Kokkos::parallel_for(Kokkos::TeamThreadRange(team, part.queries.count), [&](int i) {
+            const float* sums = tile.sums.data + i * tile.sums.stride;
+            T* row = &problem.gradients.query(part.queries.origin + part.queries.first + i, part.head, 0);
+            Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, d),
+                                 [&](int c) { row[c] = T(problem.scale * sums[c]); });
+        });
+    }
+    KOKKOS_INLINE_FUNCTION void visit(const Team& team, const QueryScratch& tile, const QueryWork& part,
+                                      const HeadWork& work, const TokenTile& keys) const {
+        const TileShape shape = problem.shape;
+        const int d = problem.head_dim, kv = part.head / problem.group;
+        const BranchTile<Mem> outer(problem.branch[work.outer], part.head, part.rows, part.queries, keys, true);
+        if (outer.share == Share::none) return;
+        const BranchTile<Mem> inner = inner_tile(problem, work, part.head, part.rows, part.queries, keys);
+        load_rows(team, tile.keys, shape.keys, problem.inputs.value, kv, keys, 1.0F);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.douts, tile.pairs.gradients, false);
+        team.team_barrier();
+        load_rows(team, tile.keys, shape.keys, problem.inputs.key, kv, keys, 1.0F);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.queries, tile.pairs.scores, false);
+        team.team_barrier();
+        differentiate<Exec>(team, problem, tile.pairs, work, part.queries, keys, outer, inner);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.queries, d, shape.keys}, transposed(tile.pairs.gradients), tile.keys, tile.sums,
+                       true);
+        team.team_barrier();
+    }
+};
+
+struct KeyScratch {
+    Panel keys, values;    // [keys][head_dim]
+    Panel dkeys, dvalues;  // [keys][head_dim]
+    Panel columns;         // [head_dim][queries] dout, then scaled query; and as
+    Panel rows;            // [queries][head_dim] the same once more
+    PairScratch pairs;
+
+    static KOKKOS_INLINE_FUNCTION int padded(const TileShape& shape, int padding) { return shape.queries + padding; }
+    KOKKOS_INLINE_FUNCTION KeyScratch(float* base, const TileShape& shape, int head_dim, int padding)
+        : keys{base, head_dim},
+          values{keys.data + shape.keys * head_dim, head_dim},
+          dkeys{values.data + shape.keys * head_dim, head_dim},
+          dvalues{dkeys.data + shape.keys * head_dim, head_dim},
+          columns{dvalues.data + shape.keys * head_dim, padded(shape, padding)},
+          rows{columns.data, head_dim},
+          pairs(columns.data + head_dim * columns.stride, shape, padding) {}
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim, int padding) {
+        return static_cast<std::size_t>(4 * shape.keys + padded(shape, padding)) * head_dim +
+               PairScratch::floats(shape, padding);
+    }
+};
+
+/// Gradients of one tile of keys and values of one key/value head, over the query heads of its group.
+template <class Exec, class T>
+struct KeyKernel {
+    using Mem = typename Exec::memory_space;
+    using Team = typename TilePolicy<Exec>::member_type;
+    BackwardProblem<T, Mem> problem;
+    TransposedLayout<Mem> transpose[2];
+
+    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
+        const auto& grid = problem.branch[0].layout.grid;
+        const TileShape shape = problem.shape;
+        const int parts = grid.block / shape.keys;
+        const int number = team.league_rank() / parts % grid.key_blocks;
+        const int kv = team.league_rank() / parts / grid.key_blocks;
+        const TokenBlock block = problem.branch[0].key_block(number);
+        const int first = block.begin + team.league_rank() % parts * shape.keys, left = block.end - first;
+        if (left <= 0) return;
+        const TokenTile keys{block.origin, first, left < shape.keys ? left : shape.keys, nullptr};
+
+        const int d = problem.head_dim, padding = Machine<Exec>::padding;
+        const KeyScratch tile(scratch<Exec>(team, KeyScratch::floats(shape, d, padding)), shape, d, padding);
+        load_rows(team, tile.keys, shape.keys, problem.inputs.key, kv, keys, 1.0F);
+        load_rows(team, tile.values, shape.keys, problem.inputs.value, kv, keys, 1.0F);
+        clear(team, tile.dkeys, shape.keys, d);
+        clear(team, tile.dvalues, shape.keys, d);
+        team.team_barrier();
+        for (int head = kv * problem.group; head < (kv + 1) * problem.group; ++head) {
+            visit_head(team, tile, head, number, block.sequence, keys);
+        }
+        Kokkos::parallel_for(Kokkos::TeamThreadRange(team, keys.count), [&](int r) {
+            const float* dkey = tile.dkeys.data + r * tile.dkeys.stride;
+            const float* dvalue = tile.dvalues.data + r * tile.dvalues.stride;
+            T* key_row = &problem.gradients.key(keys.origin + keys.first + r, kv, 0);
+            T* value_row = &problem.gradients.value(keys.origin + keys.first + r, kv, 0);
+            Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, d), [&](int c) {
+                key_row[c] = T(dkey[c]);
+                value_row[c] = T(dvalue[c]);
+            });
+        });
+    }
+
+    /// Query blocks that visit the whole key block, then those that visit single keys of the tile, each ascending.
+    KOKKOS_INLINE_FUNCTION void visit_head(const Team& team, const KeyScratch& tile, int head, int number, int s,
+                                           const TokenTile& keys) const {
+        const HeadWork work = problem.work(head);
+        const LayoutView<Mem>& view = problem.branch[work.outer];
+        const TransposedLayout<Mem>& rows = transpose[work.outer];
+        const std::int64_t list = view.layout.head_list(head);
+        const std::int64_t at = list * view.layout.grid.key_blocks + number;
+        for (std::int64_t e = rows.offsets(at); e < rows.offsets(at + 1); ++e) {
+            visit_block(team, tile, head, work, view.query_block(view.layout.grid.row_begin(s) + rows.rows(e)), keys);
+        }
+        if (!view.singles) return;
+        const std::int64_t first_key =
+            list * view.key_offsets(view.key_offsets.extent(0) - 1) + keys.origin + keys.first;
+        const int none = view.layout.grid.rows;
+        for (int past = 0;;) {  // rows from here on are still to come
+            int next = none;
+            Kokkos::parallel_reduce(
+                Kokkos::TeamThreadRange(team, keys.count),
+                [&](int r, int& least) {
+                    const EntryRange range{rows.key_offsets(first_key + r), rows.key_offsets(first_key + r + 1)};
+                    const std::int64_t e = lower_bound(rows.key_rows, range, past);
+                    if (e < range.end && rows.key_rows(e) < least) least = rows.key_rows(e);
+                },
+                Kokkos::Min<int>(next));
+            if (next >= none) return;
+            visit_block(team, tile, head, work, view.query_block(view.layout.grid.row_begin(s) + next), keys);
+            past = next + 1;
+        }
+    }
+    KOKKOS_INLINE_FUNCTION void visit_block(const Team& team, const KeyScratch& tile, int head, const HeadWork& work,
+                                            const TokenBlock& rows, const TokenTile& keys) const {
+        for (std::int32_t i = rows.begin; i < rows.end; i += problem.shape.queries) {
+            const int left = rows.end - i;
+            const TokenTile queries{rows.origin, i, left < problem.shape.queries ? left : problem.shape.queries,
+                                    nullptr};
+            const BranchTile<Mem> outer(problem.branch[work.outer], head, rows, queries, keys, false);
+            if (outer.share == Share::none) continue;
+            const BranchTile<Mem> inner = inner_tile(problem, work, head, rows, queries, keys);
+            visit_tile(team, tile, head, work, queries, keys, outer, inner);
+        }
+    }
+    KOKKOS_INLINE_FUNCTION void visit_tile(const Team& team, const KeyScratch& tile, int head, const HeadWork& work,
+                                           const TokenTile& queries, const TokenTile& keys,
+                                           const BranchTile<Mem>& outer, const BranchTile<Mem>& inner) const {
+        const TileShape shape = problem.shape;
+        const int d = problem.head_dim;
+        load_columns(team, tile.columns, shape.queries, problem.dout, head, queries, 1.0F);
+        load_row_terms(team, problem, tile.pairs, work, head, queries);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.values), tile.columns, tile.pairs.gradients,
+                       false);
+        team.team_barrier();
+        load_columns(team, tile.columns, shape.queries, problem.inputs.query, head, queries, problem.scale);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.columns, tile.pairs.scores, false);
+        team.team_barrier();
+        differentiate<Exec>(team, problem, tile.pairs, work, queries, keys, outer, inner);
+        load_rows(team, tile.rows, shape.queries, problem.dout, head, queries, 1.0F);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.scores), tile.rows, tile.dvalues, true);
+        team.team_barrier();
+        load_rows(team, tile.rows, shape.queries, problem.inputs.query, head, queries, problem.scale);
+        team.team_barrier();
+        multiply<Exec>(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.gradients), tile.rows, tile.dkeys, true);
+        team.team_barrier();
+    }
+};
+
+template <class Exec>
+TileShape query_tile(int head_dim) {
+    if (Machine<Exec>::cpu) return {64, 64};
+    if (head_dim <= 64) return {32, 32};
+    return head_dim <= 128 ? TileShape{16, 16} : TileShape{8, 16};
+}
+template <class Exec>
+TileShape key_tile(int head_dim) {
+    if (Machine<Exec>::cpu) return {64, 64};
+    if (head_dim <= 32) return {32, 32};
+    if (head_dim <= 64) return {16, 32};
+    return head_dim <= 128 ? TileShape{16, 16} : TileShape{8, 8};
+}
+
+template <class Exec, class T>
+void launch_backward(const Exec& exec, BackwardProblem<T, typename Exec::memory_space> problem,
+                     const Sequences<typename Exec::memory_space>& sequences,
+                     const TransposedLayout<typename Exec::memory_space>* const (&transposes)[2],
+                     Workspace<typename Exec::memory_space>& workspace,
+                     const Span1<float, typename Exec::memory_space>& dgate) {
+    using Mem = typename Exec::memory_space;
+    constexpr int padding = Machine<Exec>::padding;
+    const int d = problem.head_dim, queries = sequences.queries();
+    typename Workspace<Mem>::Frame frame(workspace);
+    for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) {
+        problem.delta[b] = frame.template take<float>(queries, problem.heads);
+    }
+    if (queries > 0) {
+        using Rows = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
+        Kokkos::parallel_for("SparseAttn::generic_delta",
+                             Rows(exec, 0, static_cast<std::int64_t>(queries) * problem.heads),
+                             DeltaKernel<T, Mem>{problem});
+        problem.shape = fit_tile<Exec>(query_tile<Exec>(d), sequences);
+        Kokkos::parallel_for("SparseAttn::generic_backward_queries",
+                             tile_policy(exec, query_teams(problem), QueryScratch::floats(problem.shape, d, padding)),
+                             QueryKernel<Exec, T>{problem});
+    }
+    if (sequences.keys() > 0) {
+        problem.shape = fit_tile<Exec>(key_tile<Exec>(d), sequences);
+        const auto& grid = problem.branch[0].layout.grid;
+        const std::int64_t teams = static_cast<std::int64_t>(problem.heads / problem.group) * grid.key_blocks *
+                                   (grid.block / problem.shape.keys);
+        KeyKernel<Exec, T> kernel{problem, {}};
+        for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) kernel.transpose[b] = *transposes[b];
+        Kokkos::parallel_for("SparseAttn::generic_backward_keys",
+                             tile_policy(exec, teams, KeyScratch::floats(problem.shape, d, padding)), kernel);
+    }
+    if (problem.gated()) {
+        Kokkos::parallel_for("SparseAttn::generic_gate_gradient",
+                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, Machine<Exec>::cpu ? 1 : 128),
+                             GateKernel<Exec, T>{problem, queries, dgate});
+    }
+}
+
+}  // namespace generic
+
+template <class Exec, class T>
+void generic_attention(const Exec& exec, const BackwardArguments<T, typename Exec::memory_space>& arguments,
+                       Workspace<typename Exec::memory_space>& workspace) {
+    using Mem = typename Exec::memory_space;
+    generic::BackwardProblem<T, Mem> problem{make_generic_problem(arguments, arguments.inputs),
+                                             arguments.dout,
+                                             {arguments.outputs, {}},
+                                             {},
+                                             arguments.gradients};
+    problem.branch[0] = {arguments.layout.layout, arguments.sequences};
+    generic::launch_backward(exec, problem, arguments.sequences, {&arguments.layout.transposed, nullptr}, workspace,
+                             Span1<float, Mem>());
+}
+
+template <class Exec, class T>
+void generic_attention(const Exec& exec, const GatedBackwardArguments<T, typename Exec::memory_space>& arguments,
+                       Workspace<typename Exec::memory_space>& workspace) {
+    using Mem = typename Exec::memory_space;
+    generic::BackwardProblem<T, Mem> problem{make_generic_problem(arguments, arguments.inputs),
+                                             arguments.dout,
+                                             {arguments.full_outputs, arguments.sparse_outputs},
+                                             {},
+                                             arguments.gradients};
+    problem.branch[0] = {arguments.full.layout, arguments.sequences};
+    problem.branch[1] = {arguments.sparse.layout, arguments.sequences};
+    problem.gate = arguments.gate;
+    generic::launch_backward(exec, problem, arguments.sequences,
+                             {&arguments.full.transposed, &arguments.sparse.transposed}, workspace, arguments.dgate);
+}
+
+#define SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, ARGUMENTS, T)                              \
+    template void generic_attention(const EXEC&, const ARGUMENTS<T, EXEC::memory_space>&, \
+                                    Workspace<EXEC::memory_space>&);
+#define SPARSEATTN_INSTANTIATE(EXEC)                                      \
+    SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, BackwardArguments, float)      \
+    SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, BackwardArguments, bf16)       \
+    SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, GatedBackwardArguments, float) \
+    SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, GatedBackwardArguments, bf16)
+SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn::detail

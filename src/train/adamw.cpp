@@ -1,0 +1,91 @@
+#include "sparseattn/train/adamw.hpp"
+
+#include <string>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/core/instantiate.hpp"
+#include "sparseattn/core/profiling.hpp"
+
+namespace sparseattn {
+namespace {
+
+template <class Exec>
+using Range = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
+
+// Elements [begin, end) of the flat buffers, all with the same decay.
+template <class Exec>
+void update_range(const Exec& exec, std::int64_t begin, std::int64_t end, const AdamWUpdate<float>& update,
+                  const Span1<float, typename Exec::memory_space>& parameters,
+                  const Span1<const float, typename Exec::memory_space>& gradients,
+                  const Span1<float, typename Exec::memory_space>& m,
+                  const Span1<float, typename Exec::memory_space>& v) {
+    Kokkos::parallel_for(
+        "SparseAttn::adamw", Range<Exec>(exec, begin, end),
+        KOKKOS_LAMBDA(std::int64_t i) { update.apply(parameters(i), gradients(i), m(i), v(i)); });
+}
+
+}  // namespace
+
+template <class Exec>
+void adamw_update(const Exec& exec, const ParameterTable& table, const AdamWUpdate<float>& update,
+                  const Span1<float, typename Exec::memory_space>& parameters,
+                  const Span1<const float, typename Exec::memory_space>& gradients,
+                  const Span1<float, typename Exec::memory_space>& m,
+                  const Span1<float, typename Exec::memory_space>& v) {
+    const Region region("SparseAttn::adamw");
+    const auto total = static_cast<std::size_t>(table.total());
+    require(parameters.extent(0) == total, "parameters.extent(0)", parameters.extent(0), concat(total));
+    require(gradients.extent(0) == total, "gradients.extent(0)", gradients.extent(0), concat(total));
+    require(m.extent(0) == total, "m.extent(0)", m.extent(0), concat(total));
+    require(v.extent(0) == total, "v.extent(0)", v.extent(0), concat(total));
+    AdamWUpdate<float> without_decay = update;
+    without_decay.decay = 0.0F;
+    // Neighbours of the same kind go in one kernel.
+    const std::vector<ParameterInfo>& tensors = table.parameters();
+    for (std::size_t first = 0; first < tensors.size();) {
+        std::size_t last = first;
+        while (last + 1 < tensors.size() && tensors[last + 1].decay == tensors[first].decay) ++last;
+        update_range(exec, tensors[first].offset, tensors[last].offset + tensors[last].count,
+                     tensors[first].decay ? update : without_decay, parameters, gradients, m, v);
+        first = last + 1;
+    }
+}
+
+void HostParameters::update(const AdamWUpdate<double>& update, const std::vector<double>& gradient, double sign) {
+    require(gradient.size() == values.size(), "gradient.size()", gradient.size(), concat(values.size()));
+    for (std::size_t i = 0; i < values.size(); ++i) update.apply(values[i], sign * gradient[i], m[i], v[i]);
+}
+
+template <class Exec>
+double squared_norm(const Exec& exec, const Span1<const float, typename Exec::memory_space>& values) {
+    using Mem = typename Exec::memory_space;
+    constexpr std::int64_t piece = 4096;
+    const auto count = static_cast<std::int64_t>(values.extent(0));
+    const std::int64_t pieces = (count + piece - 1) / piece;
+    const Array1<double, Mem> sums(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "SparseAttn::norm.sums"),
+                                   pieces);
+    Kokkos::parallel_for(
+        "SparseAttn::squared_norm", Range<Exec>(exec, 0, pieces), KOKKOS_LAMBDA(std::int64_t p) {
+            const std::int64_t end = (p + 1) * piece < count ? (p + 1) * piece : count;
+            double sum = 0;
+            for (std::int64_t i = p * piece; i < end; ++i) {
+                sum += static_cast<double>(values(i)) * static_cast<double>(values(i));
+            }
+            sums(p) = sum;
+        });
+    const auto host = Kokkos::create_mirror_view(sums);
+    Kokkos::deep_copy(exec, host, sums);
+    fence(exec, "SparseAttn::squared_norm");
+    double total = 0;
+    for (std::int64_t p = 0; p < pieces; ++p) total += host(p);
+    return total;
+}
+
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                                   \
+    template void adamw_update(const EXEC&, const ParameterTable&, const AdamWUpdate<float>&,                          \
+                               const Span1<float, EXEC::memory_space>&, const Span1<const float, EXEC::memory_space>&, \
+                               const Span1<float, EXEC::memory_space>&, const Span1<float, EXEC::memory_space>&);      \
+    template double squared_norm(const EXEC&, const Span1<const float, EXEC::memory_space>&);
+SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn

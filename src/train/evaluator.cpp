@@ -1,0 +1,139 @@
+#include "sparseattn/train/evaluator.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <string>
+#include <utility>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/sparsity/head_masks.hpp"
+#include "sparseattn/train/detail/checkpointing.hpp"
+#include "sparseattn/train/detail/mean_loss.hpp"
+#include "sparseattn/train/detail/run_state.hpp"
+#include "sparseattn/train/reports.hpp"
+
+namespace sparseattn {
+namespace {
+
+using detail::TrainExec;
+using detail::TrainMem;
+using nlohmann::json;
+
+// A checkpoint's model, its weights and what it was trained with.
+struct Trained {
+    ModelConfig model;
+    Array1<float, TrainMem> parameters;
+    std::optional<HeadMap> deployed;
+    std::int64_t step = 0;
+    std::uint64_t seed = 1;
+    int sequence_length = 0;
+    HeadMode sparse;
+};
+
+const json& entry(const CheckpointReader& reader, const json& object, const char* key) {
+    const auto found = object.is_object() ? object.find(key) : object.end();
+    if (!object.is_object() || found == object.end()) {
+        throw CheckpointError(concat(reader.directory().string(), ": the state has no ", key));
+    }
+    return *found;
+}
+
+HeadMode sparse_mode(const CheckpointReader& reader, const EvaluationOptions& options) {
+    const SparsityOptions standard;  // for models trained without gates
+    HeadMode mode = HeadMode::stream(standard.sink, standard.local, standard.granularity);
+    const json& state = reader.meta().state;
+    if (state.contains("sparsity")) {
+        const json& sparsity = state["sparsity"];
+        mode.sink = entry(reader, sparsity, "sink").get<std::int32_t>();
+        mode.local = entry(reader, sparsity, "local").get<std::int32_t>();
+        mode.granularity = entry(reader, sparsity, "granularity") == "block" ? Granularity::block : Granularity::token;
+    }
+    mode.sink = options.sink.value_or(mode.sink);
+    mode.local = options.local.value_or(mode.local);
+    mode.granularity = options.granularity.value_or(mode.granularity);
+    return mode;
+}
+
+Trained load(const EvaluationOptions& options) {
+    const CheckpointReader reader(options.checkpoint);
+    const json& state = reader.meta().state;
+    Trained trained;
+    try {
+        trained.model = ModelConfig::from_json(entry(reader, state, "model"));
+        trained.seed = entry(reader, state, "seed").get<std::uint64_t>();
+        trained.sequence_length = options.sequence_length.value_or(entry(reader, state, "sequence_length").get<int>());
+        trained.sparse = sparse_mode(reader, options);
+    } catch (const json::exception& error) {
+        throw CheckpointError(concat(options.checkpoint.string(), ": the state is damaged: ", error.what()));
+    }
+    trained.step = reader.meta().step;
+    const ParameterTable table(trained.model);
+    trained.parameters = Array1<float, TrainMem>("SparseAttn::parameters", table.total());
+    detail::load_weights(reader, table, trained.parameters);
+    std::optional<HeadGates> gates = detail::load_gates(reader, trained.model);
+    if (!options.masks.empty()) {
+        gates = HeadGates::from_masks(
+            read_head_masks(options.masks, trained.model.num_hidden_layers, trained.model.num_key_value_heads));
+    }
+    if (gates) trained.deployed = gates->deterministic().z;
+    return trained;
+}
+
+}  // namespace
+
+EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const TokenDataset& data,
+                                     const Communicator& communicator) {
+    const auto start = std::chrono::steady_clock::now();
+    require(options.packs >= 0, "packs", options.packs, "at least 0");
+    require(options.loss_block >= 1, "loss_block", options.loss_block, "at least 1");
+    Trained trained;
+    detail::together(communicator, [&] { trained = load(options); });
+    require(trained.model.vocab_size >= data.vocab_size(), "the data's vocab_size", data.vocab_size(),
+            concat("at most ", trained.model.vocab_size, ", the model's"));
+
+    const PackStream stream(options.train_split ? data.train() : data.validation(), trained.sequence_length,
+                            trained.seed, true);
+    const TrainExec exec;
+    detail::PackRunner runner(exec, trained.model,
+                              {options.block, options.implementation, trained.sparse, {false, options.loss_block}});
+    EvaluationResult result;
+    result.step = trained.step;
+    result.packs = stream.packs_per_epoch();
+    if (options.packs > 0) result.packs = std::min(result.packs, options.packs);
+    const auto measure = [&](const HeadMap* gates) {
+        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters, communicator);
+        result.labels = mean.labels;
+        return mean.loss;
+    };
+    if (options.dense) result.dense = measure(nullptr);
+    const HeadMap streaming(trained.model.num_hidden_layers, trained.model.num_key_value_heads, 0.0);
+    if (options.sparse) result.sparse = measure(&streaming);
+    if (trained.deployed) {
+        result.head_map = *trained.deployed;
+        result.deployed_sparsity = head_sparsity(result.head_map);
+        if (options.deployed) result.deployed = measure(&result.head_map);
+    }
+    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return result;
+}
+
+json EvaluationResult::to_json() const {
+    json map = json::array();
+    for (int layer = 0; layer < head_map.layers; ++layer) {
+        json row = json::array();
+        for (int head = 0; head < head_map.heads; ++head) row.push_back(head_map(layer, head));
+        map.push_back(std::move(row));
+    }
+    // JSON has no NaN: what was not measured is null (nlohmann writes a NaN so).
+    return {{"step", step},
+            {"dense", dense},
+            {"sparse", sparse},
+            {"deployed", deployed},
+            {"deployed_sparsity", deployed_sparsity},
+            {"head_map", std::move(map)},
+            {"labels", labels},
+            {"packs", packs},
+            {"seconds", seconds}};
+}
+
+}  // namespace sparseattn

@@ -1,0 +1,69 @@
+#pragma once
+// Listens to Kokkos Tools: which kernels ran where, what was allocated, fenced and copied while a recording lasts.
+#include <Kokkos_Core.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sparseattn::testing {
+
+/// One recording at a time; callbacks are removed when it ends.
+class KokkosRecording {
+  public:
+    struct Kernel {
+        std::string label;
+        std::uint32_t device;  // of the execution-space instance, as Kokkos::Tools::Experimental::device_id
+    };
+
+    KokkosRecording() {
+        active() = this;
+        install(on_kernel, on_allocation, on_fence, on_copy);
+    }
+    ~KokkosRecording() {
+        install(nullptr, nullptr, nullptr, nullptr);
+        active() = nullptr;
+    }
+    KokkosRecording(const KokkosRecording&) = delete;
+    KokkosRecording& operator=(const KokkosRecording&) = delete;
+
+    [[nodiscard]] const std::vector<Kernel>& kernels() const { return kernels_; }
+    [[nodiscard]] const std::vector<std::string>& allocations() const { return allocations_; }
+    [[nodiscard]] const std::vector<std::string>& fences() const { return fences_; }
+    [[nodiscard]] const std::vector<std::string>& copies() const { return copies_; }
+
+  private:
+    static KokkosRecording*& active() {
+        static KokkosRecording* recording = nullptr;
+        return recording;
+    }
+    template <class OnKernel, class OnAllocation, class OnFence, class OnCopy>
+    static void install(OnKernel kernel, OnAllocation allocation, OnFence fence, OnCopy copy) {
+        namespace tools = Kokkos::Tools::Experimental;
+        tools::set_begin_parallel_for_callback(kernel);
+        tools::set_begin_parallel_reduce_callback(kernel);
+        tools::set_begin_parallel_scan_callback(kernel);
+        tools::set_allocate_data_callback(allocation);
+        tools::set_begin_fence_callback(fence);
+        tools::set_begin_deep_copy_callback(copy);
+    }
+    static void on_kernel(const char* label, std::uint32_t device, std::uint64_t* id) {
+        *id = 0;
+        active()->kernels_.push_back({label, device});
+    }
+    static void on_allocation(const Kokkos::Tools::SpaceHandle, const char* label, const void*, std::uint64_t) {
+        active()->allocations_.emplace_back(label);
+    }
+    static void on_fence(const char* label, std::uint32_t, std::uint64_t* id) {
+        *id = 0;
+        active()->fences_.emplace_back(label);
+    }
+    static void on_copy(Kokkos::Tools::SpaceHandle, const char* label, const void*, Kokkos::Tools::SpaceHandle,
+                        const char*, const void*, std::uint64_t) {
+        active()->copies_.emplace_back(label);
+    }
+
+    std::vector<Kernel> kernels_;
+    std::vector<std::string> allocations_, fences_, copies_;
+};
+
+}  // namespace sparseattn::testing

@@ -1,0 +1,66 @@
+#include <gmock/gmock.h>
+
+#include <fstream>
+#include <string>
+
+#include "sparseattn/model/parameter_table.hpp"
+#include "sparseattn/train/memory_plan.hpp"
+#include "train/training_case.hpp"
+
+namespace sparseattn {
+namespace {
+
+using namespace testing_train;
+
+// A line of the kernel's account of this process, in bytes.
+double resident(const std::string& key) {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);) {
+        if (line.starts_with(key + ":")) return 1024.0 * std::stod(line.substr(key.size() + 1));
+    }
+    return 0;
+}
+
+class MemoryPlans : public testing::Test, public TrainingCase {};
+
+// The only test of its program: the peak is the process'.
+TEST_F(MemoryPlans, AreWithinATenthOfTheResidentMemory) {
+    TrainOptions options = small_run();
+    options.model.hidden_size = 256;
+    options.model.num_hidden_layers = 4;
+    options.model.intermediate_size = 640;
+    options.sequence_length = 2048;
+    options.batch_size = 1;
+    const double before = resident("VmRSS");
+    ASSERT_GT(before, 0);
+    (void)trainer(options, "run")->step();
+    const double grown = resident("VmHWM") - before;
+    const auto planned = static_cast<double>(train_memory_plan(options, 1).total());
+    EXPECT_NEAR(grown / planned, 1.0, 0.1) << "planned " << planned << ", grown " << grown;
+    EXPECT_GT(planned, 60e6);
+}
+
+TEST(TrainMemoryPlan, FollowsTheMode) {
+    TrainOptions options = small_run();
+    const auto bytes = [&](const std::string& name) {
+        for (const auto& [part, size] : train_memory_plan(options).parts) {
+            if (part == name) return size;
+        }
+        return std::int64_t{-1};
+    };
+    const std::int64_t weights = 4 * ParameterTable(options.model).total();
+    EXPECT_EQ(bytes("parameters"), weights);
+    EXPECT_EQ(bytes("gradients"), weights);
+    EXPECT_EQ(bytes("optimizer moments"), 2 * weights);
+    EXPECT_GT(bytes("gates"), 0);
+    const std::int64_t kept = bytes("activations");
+    options.recompute = true;
+    EXPECT_LT(bytes("activations"), kept);
+    options.mode = TrainMode::masks_only;
+    EXPECT_EQ(bytes("optimizer moments"), 0);
+    options.mode = TrainMode::dense;
+    EXPECT_EQ(bytes("gates"), 0);
+}
+
+}  // namespace
+}  // namespace sparseattn
