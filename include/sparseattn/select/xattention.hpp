@@ -24,7 +24,7 @@ struct XAttentionOptions {
     bool keep_recent = true;         // the blocks of the row's own positions
     bool causal = true;
     Mode mode = Mode::antidiagonal;
-    int chunk_rows = 0;  // strided query rows estimated at a time; 0: 256 on the host, 1024 on a device
+    int chunk_rows = 0;  // strided query rows estimated at a time; 0: 128 on the host, 1024 on a device
 
     /// Throws InvalidArgument naming the option.
     void validate() const;
