@@ -1,6 +1,7 @@
 #include "select/support.hpp"
 #include "sparseattn/layout/combine.hpp"
 #include "sparseattn/select/selector.hpp"
+#include "support/kokkos_tools.hpp"
 
 namespace sparseattn::test {
 namespace {
@@ -25,7 +26,7 @@ struct Run {
 };
 
 template <class Exec>
-class Selector : public testing::Test {};
+class Selector : public ::testing::Test {};
 TYPED_TEST_SUITE(Selector, HostSpaces);
 
 TYPED_TEST(Selector, EachNameIsItsMethod) {
@@ -131,7 +132,7 @@ TYPED_TEST(Selector, EmptyBatchesAndSequences) {
         Problem<float> some(2, 1, 32, {0, 0, 3, 3}, {0, 5, 9, 9}, Kind::random, 331);
         const auto lists = Run<TypeParam>(some).lists(parse_selector(name));
         ASSERT_EQ(lists[0].blocks.size(), 1U);
-        EXPECT_THAT(lists[0].blocks[0], testing::ElementsAre(0));
+        EXPECT_THAT(lists[0].blocks[0], ::testing::ElementsAre(0));
     }
 }
 
@@ -142,6 +143,29 @@ TYPED_TEST(Selector, BytesAreThoseOfTheMethod) {
         run.layout(parse_selector(name));
         EXPECT_EQ(run.workspace.capacity(),
                   selection_bytes<TypeParam>(run.inputs.sequences, 4, 2, 32, parse_selector(name)));
+    }
+}
+
+// Every kernel is labelled, and once the workspace has grown only the layout itself is allocated.
+TYPED_TEST(Selector, LabelsItsKernelsAndAllocatesOnlyTheLayout) {
+    Problem<float> problem(4, 2, 32, {0, 1000}, {0, 1000}, Kind::random, 339);
+    for (const std::string& name : selector_names()) {
+        Run<TypeParam> run(problem);
+        const auto call = [&] {
+            return select<TypeParam, float>(run.exec, run.inputs.q(), run.inputs.k(), run.inputs.sequences,
+                                            parse_selector(name), run.workspace);
+        };
+        call();
+        const sparseattn::testing::KokkosRecording recording;
+        call();
+        for (const auto& kernel : recording.kernels()) {  // the library's, or a View's fill by Kokkos
+            EXPECT_THAT(kernel.label,
+                        ::testing::AnyOf(::testing::StartsWith("SparseAttn::"), ::testing::StartsWith("Kokkos::View")));
+        }
+        for (const std::string& label : recording.allocations()) {
+            EXPECT_THAT(label, ::testing::AnyOf(::testing::StartsWith("SparseAttn::layout"),
+                                                ::testing::StartsWith("SparseAttn::grid"), "SparseAttn::list_rules"));
+        }
     }
 }
 
