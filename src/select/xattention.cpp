@@ -171,10 +171,9 @@ void estimate_head(const Exec& exec, const HeadsView<const T, typename Exec::mem
                    const Buffers<typename Exec::memory_space>& buffers, std::int64_t list) {
     using Mem = typename Exec::memory_space;
     using Policy = Kokkos::TeamPolicy<Exec>;
-    const int S = options.stride, per_block = options.block / S, chunk = buffers.queries.extent(0);
+    const int S = options.stride, per_block = options.block / S, chunk = static_cast<int>(buffers.queries.extent(0));
     const int strided_rows = ceil_div(shape.queries, S), strided_columns = ceil_div(shape.keys, S);
     const float scale = static_cast<float>(1 / (std::sqrt(static_cast<double>(query.extent(2))) * S * options.norm));
-    const std::pair<int, int> every_channel(0, static_cast<int>(buffers.keys.extent(1)));
     for (int first = 0; first < strided_rows; first += chunk) {
         const int rows = std::min(chunk, strided_rows - first), blocks = ceil_div(rows, per_block);
         const int last_key = std::min((first + rows) * S, shape.queries) + shape.shift();
