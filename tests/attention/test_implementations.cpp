@@ -45,11 +45,12 @@ TEST_P(AttentionDeterminism, SameBitsEveryTime) {
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionDeterminism, ::testing::ValuesIn(attention_cases(2, 7)),
                          [](const auto& info) { return info.param.name; });
 
-TEST(AttentionChoice, AutomaticIsHostOnCpuSpaces) {
+TEST(AttentionChoice, AutomaticIsHostOnTheProcessor) {
     const Case c = attention_cases().front();
     const DenseProblem problem = case_problem(c);
-    EXPECT_TRUE((evaluate<HostExec, float>(HostExec(), Implementation::automatic, c, problem) ==
-                 evaluate<HostExec, float>(HostExec(), Implementation::host, c, problem)));
+    const HostExec exec;
+    EXPECT_TRUE((evaluate<HostExec, float>(exec, Implementation::automatic, c, problem) ==
+                 evaluate<HostExec, float>(exec, Implementation::host, c, problem)));
 }
 
 }  // namespace
