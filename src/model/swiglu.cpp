@@ -1,5 +1,5 @@
+#include "sparseattn/core/elementary.hpp"
 #include "sparseattn/core/profiling.hpp"
-#include "sparseattn/model/detail/elementary.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/model/detail/rows.hpp"
 

@@ -1,7 +1,7 @@
 // Every elementwise layer against its definition, and its gradients against central differences in double.
-#include "support/arrays.hpp"
-#include "sparseattn/model/detail/elementary.hpp"
+#include "sparseattn/core/elementary.hpp"
 #include "sparseattn/model/detail/layers.hpp"
+#include "support/arrays.hpp"
 
 namespace sparseattn::test {
 namespace {

@@ -1,5 +1,5 @@
 #pragma once
-// Exponential for the softmax of the cross entropy and for the sigmoid of SwiGLU.
+// Exponential for softmax loops and for the sigmoid of SwiGLU.
 
 #include <cstdint>
 #include <cstring>

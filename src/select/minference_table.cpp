@@ -1,0 +1,114 @@
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/select/minference.hpp"
+
+namespace sparseattn {
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Type = MInferencePattern::Type;
+
+const std::vector<std::pair<Type, std::string>> type_names = {{Type::vertical_and_slash, "vertical_and_slash"},
+                                                              {Type::stream_llm, "stream_llm"},
+                                                              {Type::tri_shape, "tri_shape"},
+                                                              {Type::block_sparse, "block_sparse"},
+                                                              {Type::dense, "dense"}};
+
+Type parse_type(const Json& value, const std::string& where) {
+    for (const auto& [type, name] : type_names) {
+        if (value.is_string() && value.get<std::string>() == name) return type;
+    }
+    throw FileError(concat(where, ": type is ", value.dump(),
+                           ", must be vertical_and_slash, stream_llm, tri_shape, block_sparse or dense"));
+}
+
+int parse_size(const Json& value, const char* name, const std::string& where) {
+    if (value.is_number_integer() && value.get<std::int64_t>() >= 0 && value.get<std::int64_t>() <= 1 << 30) {
+        return value.get<int>();
+    }
+    throw FileError(concat(where, ": ", name, " is ", value.dump(), ", must be a whole number, 0..", 1 << 30));
+}
+
+MInferencePattern parse_pattern(const Json& entry, const std::string& where) {
+    if (!entry.is_array() || entry.size() != 4) {
+        throw FileError(concat(where, ": is ", entry.dump(), ", must be [type, first_size, second_size, score]"));
+    }
+    if (!entry[3].is_number()) throw FileError(concat(where, ": score is ", entry[3].dump(), ", must be a number"));
+    return {parse_type(entry[0], where), parse_size(entry[1], "first_size", where),
+            parse_size(entry[2], "second_size", where), entry[3].get<double>()};
+}
+
+int parse_head(const std::string& text, const std::string& where) {
+    const bool digits = !text.empty() && text.size() < 7 && text.find_first_not_of("0123456789") == std::string::npos;
+    if (!digits) throw FileError(concat(where, ": head is '", text, "', must be a whole number"));
+    return std::stoi(text);
+}
+
+}  // namespace
+
+MInferenceTable read_minference_table(const std::string& path) {
+    std::ifstream file(path);
+    if (!file) throw FileError(concat(path, ": cannot be opened for reading"));
+    Json json;
+    try {
+        json = Json::parse(file);
+    } catch (const Json::exception& error) {
+        throw FileError(concat(path, ": is no JSON: ", error.what()));
+    }
+    if (!json.is_array() || json.empty()) {
+        throw FileError(concat(path, ": must be a list with one object for each layer"));
+    }
+    MInferenceTable table;
+    for (std::size_t l = 0; l < json.size(); ++l) {
+        const std::string where = concat(path, ", layer ", l);
+        if (!json[l].is_object()) {
+            throw FileError(concat(where, ": is ", json[l].type_name(), ", must be an object {\"head\": pattern}"));
+        }
+        table.layers.emplace_back();
+        for (const auto& [head, entry] : json[l].items()) {
+            const int number = parse_head(head, where);
+            if (!table.layers.back().emplace(number, parse_pattern(entry, concat(where, ", head ", head))).second) {
+                throw FileError(concat(where, ": head ", number, " is given twice"));
+            }
+        }
+    }
+    return table;
+}
+
+void write_minference_table(const std::string& path, const MInferenceTable& table) {
+    Json json = Json::array();
+    for (const auto& layer : table.layers) {
+        Json object = Json::object();
+        for (const auto& [head, pattern] : layer) {
+            std::string name;
+            for (const auto& [type, text] : type_names) {
+                if (type == pattern.type) name = text;
+            }
+            object[std::to_string(head)] = Json::array({name, pattern.first, pattern.second, pattern.score});
+        }
+        json.push_back(object);
+    }
+    std::ofstream file(path);
+    file << json.dump(1) << '\n';
+    file.close();
+    if (!file) throw FileError(concat(path, ": cannot be written"));
+}
+
+MInferenceOptions MInferenceTable::layer(int layer, int heads, MInferenceOptions options) const {
+    require(layer >= 0 && layer < static_cast<int>(layers.size()), "layer", layer,
+            concat("one of the ", layers.size(), " layers of the table"));
+    options.heads.assign(heads, {});
+    for (const auto& [head, pattern] : layers[layer]) {
+        require(head < heads, concat("head of layer ", layer, " of the table"), head,
+                concat("a query head, 0..", heads - 1));
+        options.heads[head] = pattern;
+    }
+    if (layer < starting_layer) {
+        for (MInferencePattern& pattern : options.heads) pattern.type = Type::dense;
+    }
+    return options;
+}
+
+}  // namespace sparseattn

@@ -1,0 +1,114 @@
+#include "sparseattn/select/selector.hpp"
+
+#include <algorithm>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/core/instantiate.hpp"
+#include "sparseattn/core/profiling.hpp"
+#include "sparseattn/layout/combine.hpp"
+#include "sparseattn/select/detail/problem.hpp"
+
+namespace sparseattn {
+namespace {
+
+bool is_causal(const SelectorOptions& options) {
+    return std::visit(
+        [](const auto& method) {
+            if constexpr (requires { method.causal; }) return method.causal;
+            return true;
+        },
+        options);
+}
+
+// The mode of heads that need no scores, for methods that look at none.
+std::optional<HeadMode> scoreless_mode(const SelectorOptions& options) {
+    if (std::holds_alternative<FullOptions>(options)) return HeadMode::dense();
+    if (const auto* streaming = std::get_if<StreamingOptions>(&options)) {
+        return HeadMode::stream(streaming->sink, streaming->local, streaming->granularity, streaming->dense_tail);
+    }
+    return std::nullopt;
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> estimate(const Exec& exec,
+                                                  const HeadsView<const T, typename Exec::memory_space>& query,
+                                                  const HeadsView<const T, typename Exec::memory_space>& key,
+                                                  const Sequences<typename Exec::memory_space>& sequences,
+                                                  const SelectorOptions& options,
+                                                  Workspace<typename Exec::memory_space>& workspace,
+                                                  const std::vector<std::int32_t>& heads) {
+    if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
+        return select_xattention<Exec, T>(exec, query, key, sequences, *xattention, workspace, heads);
+    }
+    if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
+        return select_flexprefill<Exec, T>(exec, query, key, sequences, *flexprefill, workspace, heads);
+    }
+    return select_minference<Exec, T>(exec, query, key, sequences, std::get<MInferenceOptions>(options), workspace,
+                                      heads);
+}
+
+}  // namespace
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select(
+    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan) {
+    using Mem = typename Exec::memory_space;
+    const Region region("SparseAttn::select");
+    validate(options);
+    // Causal sequences with fewer keys than queries are refused by the methods that estimate.
+    const detail::SelectionShape shape = detail::check_selection<T, Mem>(query, key, sequences, false);
+    require(plan.fixed.empty() || static_cast<int>(plan.fixed.size()) == shape.heads, "plan.fixed.size()",
+            plan.fixed.size(), concat("0 or the number of query heads, ", shape.heads));
+
+    const std::optional<HeadMode> scoreless = scoreless_mode(options);
+    std::vector<HeadMode> modes(shape.heads, scoreless.value_or(HeadMode::dense()));
+    std::vector<int> pick(shape.heads, 0);  // 0: estimated, 1: by mode
+    std::vector<std::int32_t> heads;
+    for (int h = 0; h < shape.heads; ++h) {
+        const bool fixed = !plan.fixed.empty() && plan.fixed[h].has_value();
+        if (fixed) modes[h] = *plan.fixed[h];
+        pick[h] = fixed || scoreless ? 1 : 0;
+        if (pick[h] == 0) heads.push_back(h);
+    }
+    const int block = std::visit([](const auto& method) { return method.block; }, options);
+    if (heads.empty()) return build_layout(exec, sequences, block, is_causal(options), modes);
+
+    BlockLayout<Mem> estimated = estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads);
+    if (plan.share_groups) estimated = share_in_groups(exec, sequences, estimated, shape.group());
+    if (static_cast<int>(heads.size()) == shape.heads) return estimated;
+    const BlockLayout<Mem> fixed = build_layout(exec, sequences, block, is_causal(options), modes);
+    return combine(exec, sequences, {&estimated, &fixed}, pick);
+}
+
+template <class Exec>
+std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
+                            int head_dim, const SelectorOptions& options) {
+    require(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, "kv_heads", kv_heads,
+            concat("a divisor of heads, ", heads));
+    if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
+        return xattention_bytes<Exec>(sequences, heads, head_dim, *xattention);
+    }
+    if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
+        return flexprefill_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *flexprefill);
+    }
+    if (const auto* minference = std::get_if<MInferenceOptions>(&options)) {
+        return minference_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *minference);
+    }
+    return 0;
+}
+
+#define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                      \
+    template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
+                                                    const HeadsView<const T, EXEC::memory_space>&,                \
+                                                    const Sequences<EXEC::memory_space>&, const SelectorOptions&, \
+                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);
+#define SPARSEATTN_INSTANTIATE(EXEC)                                                                \
+    template std::size_t selection_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
+                                               const SelectorOptions&);                             \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                        \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
+SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn
