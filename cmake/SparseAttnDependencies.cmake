@@ -10,11 +10,10 @@ find_package(MPI 3.1 REQUIRED COMPONENTS C)
 find_package(HDF5 1.10 REQUIRED COMPONENTS C)
 find_package(nlohmann_json REQUIRED CONFIG)
 find_package(spdlog REQUIRED CONFIG)
+find_package(tomlplusplus REQUIRED CONFIG)
 find_package(xxHash REQUIRED)
 find_package(Random123 REQUIRED)
-# Headers used inside the library only.
-find_package(CLI11 REQUIRED CONFIG)
-find_package(tomlplusplus REQUIRED CONFIG)
+find_package(CLI11 REQUIRED CONFIG) # headers used inside the library and its programs only
 
 # mpi.h must not pull in the C++ bindings, which need a library of their own.
 set_property(TARGET MPI::MPI_C APPEND PROPERTY INTERFACE_COMPILE_DEFINITIONS OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)

@@ -15,8 +15,7 @@ volatile std::sig_atomic_t stop_signal_number = 0;
 volatile std::sig_atomic_t checkpoint_wanted = 0;
 volatile std::sig_atomic_t terminations = 0;
 
-std::array<struct sigaction, watched.size()> former;
-bool installed = false;
+bool in_use = false;
 
 extern "C" void sparseattn_on_signal(int number) {
     if (number == SIGUSR2) {
@@ -36,7 +35,7 @@ extern "C" void sparseattn_on_signal(int number) {
 }  // namespace
 
 SignalRequests::SignalRequests() {
-    require(!installed, "number of SignalRequests", 2, "1");
+    require(!in_use, "number of SignalRequests", 2, "1");
     stop_signal_number = 0;
     checkpoint_wanted = 0;
     terminations = 0;
@@ -44,13 +43,12 @@ SignalRequests::SignalRequests() {
     action.sa_handler = sparseattn_on_signal;
     action.sa_flags = SA_RESTART;  // an interrupted write of a file goes on
     sigemptyset(&action.sa_mask);
-    for (std::size_t i = 0; i < watched.size(); ++i) sigaction(watched[i], &action, &former[i]);
-    installed = true;
+    for (const int number : watched) sigaction(number, &action, nullptr);
+    in_use = true;
 }
 
 SignalRequests::~SignalRequests() {
-    for (std::size_t i = 0; i < watched.size(); ++i) sigaction(watched[i], &former[i], nullptr);
-    installed = false;
+    in_use = false;
 }
 
 bool SignalRequests::stop() const {

@@ -115,7 +115,8 @@ struct ForwardKernel {
             const std::int32_t j = in ? keys.position(r) : 0;
             const bool before = in && had.share != Share::none && had.lists(problem.branch[done], j);
             for (int n = 0; n < lanes; ++n) {
-                const bool keep = in & see.visible(n, j) & !(before & seen.visible(n, j));
+                const bool visible = see.visible(n, j), done_with = seen.visible(n, j);  // both, without a branch
+                const bool keep = in & visible & !(before & done_with);
                 scores[n] = keep ? scores[n] : hidden;
             }
         }

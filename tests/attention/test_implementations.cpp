@@ -45,5 +45,13 @@ TEST_P(AttentionDeterminism, SameBitsEveryTime) {
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionDeterminism, ::testing::ValuesIn(attention_cases(2, 7)),
                          [](const auto& info) { return info.param.name; });
 
+TEST(AttentionChoice, AutomaticIsHostOnTheProcessor) {
+    const Case c = attention_cases().front();
+    const DenseProblem problem = case_problem(c);
+    const HostExec exec;
+    EXPECT_TRUE((evaluate<HostExec, float>(exec, Implementation::automatic, c, problem) ==
+                 evaluate<HostExec, float>(exec, Implementation::host, c, problem)));
+}
+
 }  // namespace
 }  // namespace sparseattn::testing

@@ -17,6 +17,7 @@ if(NAME STREQUAL "package")
 else()
   list(APPEND options "-DSPARSEATTN_SOURCE=${SOURCE}")
 endif()
+string(REPLACE ";" "\\;" PREFIX_PATH "${PREFIX_PATH}") # one argument
 run(${CMAKE_COMMAND} -S "${CONSUMER}" -B "${WORK}/build" ${options} "-DCMAKE_PREFIX_PATH=${PREFIX_PATH}")
 run(${CMAKE_COMMAND} --build "${WORK}/build" -j 2)
 run("${WORK}/build/consumer")

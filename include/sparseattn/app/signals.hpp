@@ -5,8 +5,9 @@
 namespace sparseattn {
 
 /// While one exists, SIGUSR1, SIGTERM and SIGINT ask to stop after a checkpoint and SIGUSR2 asks for a checkpoint; the
-/// second SIGTERM or SIGINT ends the process as if nothing were installed. The former handlers come back at the end.
-/// One per process at a time (InvalidArgument otherwise).
+/// second SIGTERM or SIGINT ends the process as if nothing were installed. The handlers stay for the rest of the
+/// process: the ranks of a job stop together as soon as one of them was asked, and a request that reaches another rank
+/// after that must not kill it. One object per process at a time (InvalidArgument otherwise).
 class SignalRequests {
   public:
     SignalRequests();

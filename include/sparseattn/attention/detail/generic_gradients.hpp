@@ -65,7 +65,8 @@ struct BranchLanes {
     KOKKOS_INLINE_FUNCTION void add(const float* score, const float* dprobability, std::int32_t j, bool listed,
                                     float* p, float* ds) const {
         for (int n = 0; n < lanes; ++n) {
-            const bool keep = listed & (rule.everything | rule.visible(n, j));
+            const bool visible = rule.visible(n, j);
+            const bool keep = listed & (rule.everything | visible);
             const float term = keep ? weight * tile_exp(score[n] - lse[n]) : 0.0F;
             p[n] += term;
             ds[n] += term * (dprobability[n] - delta[n]);
