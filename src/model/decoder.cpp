@@ -6,11 +6,11 @@
 #include <vector>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/model/detail/buffers.hpp"
 #include "sparseattn/model/detail/decoder_layer.hpp"
-#include "sparseattn/core/gemm.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/model/detail/rows.hpp"
 

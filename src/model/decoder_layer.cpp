@@ -1,8 +1,8 @@
 #include "sparseattn/model/detail/decoder_layer.hpp"
 
 #include "sparseattn/core/error.hpp"
-#include "sparseattn/core/profiling.hpp"
 #include "sparseattn/core/gemm.hpp"
+#include "sparseattn/core/profiling.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::detail {

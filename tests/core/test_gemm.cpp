@@ -1,6 +1,6 @@
-#include "support/arrays.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/gemm.hpp"
+#include "support/arrays.hpp"
 
 namespace sparseattn::test {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "support/arrays.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "support/arrays.hpp"
 
 namespace sparseattn::test {
 

@@ -22,7 +22,8 @@ inline constexpr double high = 1.1;
 [[nodiscard]] double sample_slope(double log_alpha, double u);
 /// P(z = 0) = sg(T ln(-low / high) - alpha).
 [[nodiscard]] double zero_probability(double log_alpha);
-/// E z = integral over x in [0, 1] of P(z > x) = sg(alpha - T logit((x - low) / (high - low))), to about 1e-8 (Simpson).
+/// E z = integral over x in [0, 1] of P(z > x) = sg(alpha - T logit((x - low) / (high - low))), to about 1e-8
+/// (Simpson).
 [[nodiscard]] double mean(double log_alpha);
 /// The soft deterministic gate sg(0.8 alpha / T).
 [[nodiscard]] double deterministic(double log_alpha);
