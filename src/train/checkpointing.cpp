@@ -18,14 +18,14 @@ CheckpointReport write_checkpoint(const std::filesystem::path& root, const Check
     report.step = meta.step;
     report.directory = writer.final_directory();
     try {
-        together(communicator, [&] {
+        communicator.together([&] {
             if (first) writer.prepare();
         });
         ShardRecord shard;
-        together(communicator, [&] { shard = writer.write_shard(parts); });
+        communicator.together([&] { shard = writer.write_shard(parts); });
         report.bytes = shard.bytes;
         const std::vector<std::string> texts = communicator.gather(shard.to_text(), 0);
-        together(communicator, [&] {
+        communicator.together([&] {
             if (!first) return;
             std::vector<ShardRecord> records;
             for (const std::string& text : texts) records.push_back(ShardRecord::parse(text));
@@ -36,7 +36,7 @@ CheckpointReport write_checkpoint(const std::filesystem::path& root, const Check
         if (first) writer.abandon();
         throw;
     }
-    together(communicator, [&] {
+    communicator.together([&] {
         if (first) prune_checkpoints(root, keep);
     });
     communicator.all_reduce_sum(&report.bytes, 1);

@@ -87,7 +87,7 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
     require(options.packs >= 0, "packs", options.packs, "at least 0");
     require(options.loss_block >= 1, "loss_block", options.loss_block, "at least 1");
     Trained trained;
-    detail::together(communicator, [&] { trained = load(options); });
+    communicator.together([&] { trained = load(options); });
     require(trained.model.vocab_size >= data.vocab_size(), "the data's vocab_size", data.vocab_size(),
             concat("at most ", trained.model.vocab_size, ", the model's"));
 

@@ -104,10 +104,10 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
         validation_.emplace(data.validation(), options_.sequence_length, options_.seed, true);
     }
     const ParameterTable& table = runner_.decoder().table();
-    detail::together(communicator_, [&] { state = detail::initial_state(exec_, options_, table); });
+    communicator_.together([&] { state = detail::initial_state(exec_, options_, table); });
     gradients_ = Array1<float, TrainMem>("SparseAttn::gradients", table.total());
     staging_ = Kokkos::create_mirror_view(gradients_);
-    detail::together(communicator_, [&] { compare_window(); });
+    communicator_.together([&] { compare_window(); });
 }
 
 // ---- one step --------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ CheckpointReport Trainer::State::save_checkpoint() {
 }
 
 void Trainer::State::restart(const std::filesystem::path& where) {
-    detail::together(communicator_, [&] {
+    communicator_.together([&] {
         const CheckpointReader reader(where);
         detail::load_state(reader, options_, data_, runner_.decoder().table(), state);
         const auto planned = reader.meta().state.value("max_steps", options_.max_steps);
@@ -321,7 +321,7 @@ void Trainer::State::restart(const std::filesystem::path& where) {
 // Opens the CSV files on first use, when it is known whether the run is new or continued.
 void Trainer::State::open_log() {
     if (log_open_ || options_.run_dir.empty()) return;
-    detail::together(communicator_, [&] {
+    communicator_.together([&] {
         if (communicator_.rank() != 0) return;
         if (!continued_ && (std::filesystem::exists(options_.run_dir / "metrics.csv") ||
                             !list_checkpoints(checkpoint_root()).empty())) {
