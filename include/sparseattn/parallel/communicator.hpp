@@ -51,7 +51,8 @@ class Communicator {
 
     void barrier() const;
 
-    /// data[i] = sum (maximum) over the ranks, for i < count; T is float, double, std::int32_t or std::int64_t.
+    /// data[i] = sum (maximum) over the ranks, for i < count; T is float, double, std::int32_t or std::int64_t. Sums
+    /// are formed in the order of the ranks: the same bits in every run. For sums of large arrays see ShardExchange.
     template <class T>
     void all_reduce_sum(T* data, std::int64_t count) const;
     template <class T>
@@ -86,6 +87,8 @@ class Communicator {
     /// Largest number of elements handed to MPI at once (its counts are int); larger arrays go in pieces. The same on
     /// all ranks; copies and splits inherit it. Local. Tests set it small.
     void set_chunk(std::int64_t elements);
+    /// Local.
+    [[nodiscard]] std::int64_t chunk() const { return chunk_; }
 
     /// The MPI communicator; MPI_COMM_SELF for the single process (usable only where MPI is initialised). Local.
     [[nodiscard]] MPI_Comm handle() const;
