@@ -166,22 +166,29 @@ struct Decoder<Exec, T>::State {
     }
 
     void backward(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters,
-                  const Span1<T, Mem>& gradients) {
+                  const Span1<T, Mem>& gradients, const GradientsFinal& final) {
         const Region region("SparseAttn::decoder_backward");
         const auto& scratch = buffers.scratch;
+        const auto completed = [&](std::int64_t begin) {
+            if (final) final(begin);
+        };
+        if (head != embedding) completed(head);
         detail::rms_norm_backward<Exec, T>(exec, detail::NormBackward::into_dx, detail::as_heads(buffers.inputs.back()),
                                            norm_vector(parameters), config.rms_norm_eps,
                                            detail::as_heads(scratch.normed), scratch.stream, scratch.norm_partial,
                                            norm_vector(gradients));
+        completed(norm);
         const int last = config.num_hidden_layers - 1;
         for (int l = last; l >= 0; --l) {
             const auto call = layer_call(batch, attention, parameters, l);
             // The one shared set of buffers still holds the last layer's.
             if (shape.recompute && l < last) detail::layer_forward<Exec, T>(call, {});
             detail::layer_backward<Exec, T>(call, gradients);
+            completed(layers[l].begin());
         }
         detail::embedding_backward<Exec, T>(exec, batch.tokens, scratch.stream,
                                             vocabulary_matrix(gradients, embedding));
+        completed(embedding);
     }
 
     MemoryPlan plan_of(const detail::BufferShape& wanted, const AttentionBytes& attention) const {
@@ -263,7 +270,8 @@ double Decoder<Exec, T>::loss(const Batch<Mem>& batch, const AttentionPlan<Mem>&
 template <class Exec, class T>
 double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                                             const Span1<const T, Mem>& parameters, T scale,
-                                            const Span1<T, Mem>& gradients, const TrainingMemory& memory) {
+                                            const Span1<T, Mem>& gradients, const TrainingMemory& memory,
+                                            const GradientsFinal& final) {
     const Region region("SparseAttn::loss_and_gradients");
     State& s = *state_;
     s.check(batch, parameters, memory.loss_block);
@@ -279,7 +287,7 @@ double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, LayerAttent
                               detail::gemm<Exec, T>(s.exec, Op::none, Op::none, T(1), logits,
                                                     s.vocabulary_matrix(parameters, s.head), T(0), rows);
                           });
-    s.backward(batch, attention, parameters, gradients);
+    s.backward(batch, attention, parameters, gradients, final);
     return s.finish(batch);
 }
 
@@ -290,6 +298,16 @@ double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, const Atten
                                             const TrainingMemory& memory) {
     state_->planned.set(plan, dgate);
     return loss_and_gradients(batch, state_->planned, parameters, scale, gradients, memory);
+}
+
+template <class Exec, class T>
+std::vector<std::int64_t> Decoder<Exec, T>::gradient_cuts() const {
+    const State& s = *state_;
+    std::vector<std::int64_t> cuts = {s.embedding};
+    for (const detail::LayerOffsets& layer : s.layers) cuts.push_back(layer.begin());
+    cuts.push_back(s.norm);
+    if (s.head != s.embedding) cuts.push_back(s.head);
+    return cuts;
 }
 
 template <class Exec, class T>

@@ -3,7 +3,9 @@
 /// The LLaMA decoder: loss, and loss with gradients, of a packed batch.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <vector>
 
 #include "sparseattn/model/block_attention.hpp"
 #include "sparseattn/model/parameter_table.hpp"
@@ -25,6 +27,11 @@ struct TrainingMemory {
     bool recompute_layers = false;  // keep each layer's input only, and run its forward pass again for the backward
     int loss_block = 512;           // tokens whose logits exist at once
 };
+
+/// Told during a backward pass that the work submitted to its execution-space instance so far completes the gradients
+/// from element `begin` of the flat buffer to its end. Comes after the head (unless it is tied), the last norm, each
+/// layer from the last to the first, and with begin = 0 after the embedding.
+using GradientsFinal = std::function<void(std::int64_t begin)>;
 
 /// Bytes that a Decoder holds while it works on packs of a given size (parameters and gradients are the caller's).
 struct MemoryPlan {
@@ -66,11 +73,13 @@ class Decoder {
     double loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
                 int loss_block = TrainingMemory{}.loss_block);
 
-    /// As loss; also adds scale * d(sum)/d(parameters) to `gradients`. After an exception the gradients are not to be
-    /// used.
+    /// As loss; also adds scale * d(sum)/d(parameters) to `gradients`, saying when they are `final` (if it is given).
+    /// After an exception the gradients are not to be used.
     double loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                               const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
-                              const TrainingMemory& memory);
+                              const TrainingMemory& memory, const GradientsFinal& final = {});
+    /// The elements where the gradients may become final, ascending from 0.
+    [[nodiscard]] std::vector<std::int64_t> gradient_cuts() const;
     /// With the layouts of `plan`; if it is gated, scale * d(sum)/d(gate) is added to `dgate` [layers, query heads]
     /// (empty otherwise).
     double loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,

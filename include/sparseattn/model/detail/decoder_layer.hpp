@@ -10,6 +10,7 @@ namespace sparseattn::detail {
 // hidden].
 struct LayerOffsets {
     std::int64_t input_norm, qkv, q_norm, k_norm, o, post_norm, gate_up, down;
+    [[nodiscard]] std::int64_t begin() const { return input_norm; }  // of the layer's first parameter
 };
 LayerOffsets layer_offsets(const ParameterTable& table, const ModelConfig& config, int layer);
 
