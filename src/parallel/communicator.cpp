@@ -1,10 +1,9 @@
 #include "sparseattn/parallel/communicator.hpp"
 
-#include <algorithm>
 #include <limits>
-#include <type_traits>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/parallel/detail/mpi.hpp"
 
 namespace sparseattn {
 namespace {
@@ -12,37 +11,10 @@ namespace {
 constexpr std::int64_t largest_chunk = std::int64_t{1} << 30;
 constexpr int gather_tag = 1;
 
-void check(int code, const char* call) {
-    if (code == MPI_SUCCESS) return;
-    char text[MPI_MAX_ERROR_STRING];
-    int length = 0;
-    if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) length = 0;
-    throw Error(concat(call, " failed: ", std::string(text, static_cast<std::size_t>(length))));
-}
-
-template <class T>
-MPI_Datatype mpi_type() {
-    if constexpr (std::is_same_v<T, float>) return MPI_FLOAT;
-    if constexpr (std::is_same_v<T, double>) return MPI_DOUBLE;
-    if constexpr (std::is_same_v<T, std::int32_t>) return MPI_INT32_T;
-    if constexpr (std::is_same_v<T, std::int64_t>) return MPI_INT64_T;
-    if constexpr (std::is_same_v<T, char>) return MPI_CHAR;
-}
-
-/// Calls body(first element, int count) on pieces that MPI can count.
-template <class T, class Body>
-void in_chunks(T* data, std::int64_t count, std::int64_t chunk, const Body& body) {
-    for (std::int64_t begin = 0; begin < count; begin += chunk) {
-        body(data + begin, static_cast<int>(std::min(chunk, count - begin)));
-    }
-}
-
-bool mpi_runs() {
-    int initialised = 0;
-    int finalised = 0;
-    return MPI_Initialized(&initialised) == MPI_SUCCESS && MPI_Finalized(&finalised) == MPI_SUCCESS &&
-           initialised != 0 && finalised == 0;
-}
+using detail::check_mpi;
+using detail::in_chunks;
+using detail::mpi_runs;
+using detail::mpi_type;
 
 void check_count(std::int64_t count) {
     require(count >= 0, "count", count, "at least 0");
@@ -69,15 +41,15 @@ Communicator::Communicator() : chunk_(largest_chunk) {}
 
 Communicator::Communicator(MPI_Comm owned, std::int64_t chunk)
     : handle_(std::make_shared<const Handle>(owned)), chunk_(chunk) {
-    check(MPI_Comm_set_errhandler(owned, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
-    check(MPI_Comm_rank(owned, &rank_), "MPI_Comm_rank");
-    check(MPI_Comm_size(owned, &size_), "MPI_Comm_size");
+    check_mpi(MPI_Comm_set_errhandler(owned, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    check_mpi(MPI_Comm_rank(owned, &rank_), "MPI_Comm_rank");
+    check_mpi(MPI_Comm_size(owned, &size_), "MPI_Comm_size");
 }
 
 Communicator Communicator::world() {
     if (!mpi_runs()) throw Error("Communicator::world: MPI is not initialised, or already finalised");
     MPI_Comm duplicate = MPI_COMM_NULL;
-    check(MPI_Comm_dup(MPI_COMM_WORLD, &duplicate), "MPI_Comm_dup");
+    check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &duplicate), "MPI_Comm_dup");
     return Communicator(duplicate, largest_chunk);
 }
 
@@ -85,12 +57,12 @@ Communicator Communicator::split(int color, int key) const {
     require(color >= 0, "color", color, "at least 0");
     if (local()) return *this;
     MPI_Comm part = MPI_COMM_NULL;
-    check(MPI_Comm_split(handle_->get(), color, key, &part), "MPI_Comm_split");
+    check_mpi(MPI_Comm_split(handle_->get(), color, key, &part), "MPI_Comm_split");
     return Communicator(part, chunk_);
 }
 
 void Communicator::barrier() const {
-    if (!local()) check(MPI_Barrier(handle_->get()), "MPI_Barrier");
+    if (!local()) check_mpi(MPI_Barrier(handle_->get()), "MPI_Barrier");
 }
 
 template <class T>
@@ -98,7 +70,7 @@ void Communicator::all_reduce_sum(T* data, std::int64_t count) const {
     check_count(count);
     if (local()) return;
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
-        check(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_SUM, handle_->get()), "MPI_Allreduce");
+        check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_SUM, handle_->get()), "MPI_Allreduce");
     });
 }
 
@@ -107,7 +79,7 @@ void Communicator::all_reduce_max(T* data, std::int64_t count) const {
     check_count(count);
     if (local()) return;
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
-        check(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_MAX, handle_->get()), "MPI_Allreduce");
+        check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_MAX, handle_->get()), "MPI_Allreduce");
     });
 }
 
@@ -117,7 +89,7 @@ void Communicator::broadcast(T* data, std::int64_t count, int root) const {
     require(root >= 0 && root < size_, "root", root, concat("from 0 to ", size_ - 1));
     if (local()) return;
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
-        check(MPI_Bcast(piece, size, mpi_type<T>(), root, handle_->get()), "MPI_Bcast");
+        check_mpi(MPI_Bcast(piece, size, mpi_type<T>(), root, handle_->get()), "MPI_Bcast");
     });
 }
 
@@ -133,10 +105,10 @@ std::vector<std::string> Communicator::gather(const std::string& mine, int root)
     if (local()) return {mine};
     auto length = static_cast<std::int64_t>(mine.size());
     std::vector<std::int64_t> lengths(rank_ == root ? static_cast<std::size_t>(size_) : 0);
-    check(MPI_Gather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, root, handle_->get()), "MPI_Gather");
+    check_mpi(MPI_Gather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, root, handle_->get()), "MPI_Gather");
     if (rank_ != root) {
         in_chunks(mine.data(), length, chunk_, [&](const char* piece, int size) {
-            check(MPI_Send(piece, size, MPI_CHAR, root, gather_tag, handle_->get()), "MPI_Send");
+            check_mpi(MPI_Send(piece, size, MPI_CHAR, root, gather_tag, handle_->get()), "MPI_Send");
         });
         return {};
     }
@@ -149,7 +121,7 @@ std::vector<std::string> Communicator::gather(const std::string& mine, int root)
         }
         text.resize(static_cast<std::size_t>(lengths[static_cast<std::size_t>(rank)]));
         in_chunks(text.data(), static_cast<std::int64_t>(text.size()), chunk_, [&](char* piece, int size) {
-            check(MPI_Recv(piece, size, MPI_CHAR, rank, gather_tag, handle_->get(), MPI_STATUS_IGNORE), "MPI_Recv");
+            check_mpi(MPI_Recv(piece, size, MPI_CHAR, rank, gather_tag, handle_->get(), MPI_STATUS_IGNORE), "MPI_Recv");
         });
     }
     return all;

@@ -86,6 +86,8 @@ class Communicator {
     /// Largest number of elements handed to MPI at once (its counts are int); larger arrays go in pieces. The same on
     /// all ranks; copies and splits inherit it. Local. Tests set it small.
     void set_chunk(std::int64_t elements);
+    /// Local.
+    [[nodiscard]] std::int64_t chunk() const { return chunk_; }
 
     /// The MPI communicator; MPI_COMM_SELF for the single process (usable only where MPI is initialised). Local.
     [[nodiscard]] MPI_Comm handle() const;
