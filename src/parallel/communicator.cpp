@@ -1,8 +1,6 @@
 #include "sparseattn/parallel/communicator.hpp"
 
-#include <algorithm>
 #include <limits>
-#include <type_traits>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/parallel/detail/mpi.hpp"

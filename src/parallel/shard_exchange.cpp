@@ -5,13 +5,13 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
-#include "sparseattn/parallel/detail/mpi.hpp"
 
 namespace sparseattn {
 namespace {
 
-constexpr int sum_tag = 2;
-constexpr int gather_tag = 3;
+int tag(bool sum) {
+    return sum ? 2 : 3;
+}
 
 template <class Mem>
 constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::DefaultHostExecutionSpace, Mem>::accessible;
@@ -54,11 +54,14 @@ void add_in_rank_order(float* own, const float* others, std::int64_t pitch, int 
 template <class Exec>
 ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communicator, FlatShards shards,
                                    std::int64_t round)
-    : exec_(exec), communicator_(communicator.split(0, communicator.rank())), shards_(std::move(shards)) {
+    : exec_(exec),
+      communicator_(communicator.split(0, communicator.rank())),
+      shards_(std::move(shards)),
+      slots_{Slot(communicator_), Slot(communicator_)} {
     require(shards_.ranks() == communicator_.size(), "shards.ranks()", shards_.ranks(),
             concat("the communicator's ", communicator_.size()));
     require(round >= 1, "round", round, "at least 1");
-    round_ = std::min({round, communicator_.chunk(), std::max<std::int64_t>(largest_share(shards_), 1)});
+    round_ = std::min(round, std::max<std::int64_t>(largest_share(shards_), 1));
     const std::int64_t ranks = communicator_.size();
     if (ranks == 1) return;
     for (Slot& slot : slots_) {
@@ -68,7 +71,6 @@ ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communi
             slot.staged = HostFloats(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::shards.staged"),
                                      ranks * round_);
         }
-        slot.messages.reserve(2 * static_cast<std::size_t>(ranks - 1));
     }
 }
 
@@ -98,11 +100,7 @@ void ShardExchange<Exec>::progress() {
         post();
         if (moving_.empty()) return;
         Slot& slot = slots_[first_];
-        int done = 0;
-        detail::check_mpi(
-            MPI_Testall(static_cast<int>(slot.messages.size()), slot.messages.data(), &done, MPI_STATUSES_IGNORE),
-            "MPI_Testall");
-        if (done == 0) return;
+        if (!slot.messages.done()) return;
         complete(moving_.front(), slot);
     }
 }
@@ -112,9 +110,7 @@ void ShardExchange<Exec>::finish() {
     const Region region("SparseAttn::shards.finish");
     for (post(); !moving_.empty(); post()) {
         Slot& slot = slots_[first_];
-        detail::check_mpi(
-            MPI_Waitall(static_cast<int>(slot.messages.size()), slot.messages.data(), MPI_STATUSES_IGNORE),
-            "MPI_Waitall");
+        slot.messages.wait();
         complete(moving_.front(), slot);
     }
     if constexpr (!on_host<Mem>) fence(exec_, "SparseAttn::shards.finish");
@@ -127,7 +123,6 @@ void ShardExchange<Exec>::post() {
         Slot& slot = slots_[(first_ + static_cast<int>(moving_.size())) % slots];
         moving_.push_back(waiting_.front());
         waiting_.pop_front();
-        slot.messages.clear();
         receive(moving_.back(), slot);
         send(moving_.back(), slot);
     }
@@ -155,11 +150,7 @@ void ShardExchange<Exec>::receive(const Round& round, Slot& slot) {
         const IndexRange range = piece(round, round.kind == Kind::sum ? me : from);
         if (range.count() == 0) continue;
         float* to = in_place ? round.data.data() + range.begin : received_from(slot, from);
-        slot.messages.push_back(MPI_REQUEST_NULL);
-        detail::check_mpi(
-            MPI_Irecv(to, static_cast<int>(range.count()), MPI_FLOAT, from,
-                      round.kind == Kind::sum ? sum_tag : gather_tag, communicator_.handle(), &slot.messages.back()),
-            "MPI_Irecv");
+        slot.messages.receive(to, range.count(), from, tag(round.kind == Kind::sum));
     }
 }
 
@@ -183,12 +174,7 @@ void ShardExchange<Exec>::send(const Round& round, Slot& slot) {
         const IndexRange range = piece(round, whose);
         if (range.count() == 0) continue;
         const float* from = on_host<Mem> ? round.data.data() + range.begin : staged(whose);
-        slot.messages.push_back(MPI_REQUEST_NULL);
-        detail::check_mpi(
-            MPI_Isend(from, static_cast<int>(range.count()), MPI_FLOAT, to,
-                      round.kind == Kind::sum ? sum_tag : gather_tag, communicator_.handle(), &slot.messages.back()),
-            "MPI_Isend");
-        bytes_sent_ += range.count() * static_cast<std::int64_t>(sizeof(float));
+        slot.messages.send(from, range.count(), to, tag(round.kind == Kind::sum));
     }
 }
 

@@ -5,11 +5,11 @@
 #include <array>
 #include <cstdint>
 #include <deque>
-#include <vector>
 
 #include "sparseattn/core/types.hpp"
 #include "sparseattn/parallel/communicator.hpp"
 #include "sparseattn/parallel/flat_shards.hpp"
+#include "sparseattn/parallel/transfers.hpp"
 
 namespace sparseattn {
 
@@ -30,11 +30,6 @@ class ShardExchange {
     /// Collective.
     ShardExchange(const Exec& exec, const Communicator& communicator, FlatShards shards,
                   std::int64_t round = default_round);
-    /// Messages under way are given up (MPI must not be used for much after that).
-    ~ShardExchange() = default;
-    ShardExchange(const ShardExchange&) = delete;
-    ShardExchange& operator=(const ShardExchange&) = delete;
-
     [[nodiscard]] const FlatShards& shards() const { return shards_; }
 
     /// In the end this rank's share of bucket `b` of `data` holds the sum over the ranks; the other shares are as they
@@ -48,7 +43,9 @@ class ShardExchange {
     void finish();
 
     /// Bytes sent by this rank so far.
-    [[nodiscard]] std::int64_t bytes_sent() const { return bytes_sent_; }
+    [[nodiscard]] std::int64_t bytes_sent() const {
+        return slots_[0].messages.bytes_sent() + slots_[1].messages.bytes_sent();
+    }
     /// Bytes that the object holds for messages under way, given the largest share of any bucket.
     [[nodiscard]] static std::int64_t buffer_bytes(std::int64_t largest_share, int ranks,
                                                    std::int64_t round = default_round);
@@ -67,9 +64,10 @@ class ShardExchange {
         std::int64_t offset;  // inside every share
     };
     struct Slot {
-        HostFloats received;                // [other ranks, round], in the order of ranks; sums, and devices
-        HostFloats staged;                  // [ranks, round]: what is sent from a device
-        std::vector<MPI_Request> messages;  // of the round in it
+        explicit Slot(const Communicator& communicator) : messages(communicator) {}
+        HostFloats received;  // [other ranks, round], in the order of ranks; sums, and devices
+        HostFloats staged;    // [ranks, round]: what is sent from a device
+        Transfers messages;   // of the round in it
     };
 
     void start(Kind kind, const Span1<float, Mem>& data, int b);
@@ -88,7 +86,6 @@ class ShardExchange {
     std::deque<Round> moving_;  // the k-th of them uses slot (first_ + k) mod slots
     std::array<Slot, slots> slots_;
     int first_ = 0;
-    std::int64_t bytes_sent_ = 0;
 };
 
 }  // namespace sparseattn
