@@ -27,12 +27,6 @@ HostSpan host_span(float* data, const IndexRange& range) {
     return HostSpan(data, static_cast<std::size_t>(range.count()));
 }
 
-std::int64_t largest_share(const FlatShards& shards) {
-    std::int64_t largest = 0;
-    for (int b = 0; b < shards.buckets(); ++b) largest = std::max(largest, shards.share(b, 0).count());
-    return largest;
-}
-
 // own[i] <- x_0[i] + x_1[i] + ..., where x_rank is `own` and the others stand one behind the other, `pitch` apart.
 void add_in_rank_order(float* own, const float* others, std::int64_t pitch, int rank, int ranks, std::int64_t count) {
     const Kokkos::DefaultHostExecutionSpace host;
@@ -61,7 +55,7 @@ ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communi
     require(shards_.ranks() == communicator_.size(), "shards.ranks()", shards_.ranks(),
             concat("the communicator's ", communicator_.size()));
     require(round >= 1, "round", round, "at least 1");
-    round_ = std::min(round, std::max<std::int64_t>(largest_share(shards_), 1));
+    round_ = std::min(round, std::max<std::int64_t>(shards_.largest_share(), 1));
     const std::int64_t ranks = communicator_.size();
     if (ranks == 1) return;
     for (Slot& slot : slots_) {

@@ -95,13 +95,14 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
                             trained.seed, true);
     const TrainExec exec;
     detail::PackRunner runner(exec, trained.model,
-                              {options.block, options.implementation, trained.sparse, {false, options.loss_block}});
+                              {options.block, options.implementation, trained.sparse, {false, options.loss_block}},
+                              ProcessGrid(communicator));
     EvaluationResult result;
     result.step = trained.step;
     result.packs = stream.packs_per_epoch();
     if (options.packs > 0) result.packs = std::min(result.packs, options.packs);
     const auto measure = [&](const HeadMap* gates) {
-        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters, communicator);
+        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters);
         result.labels = mean.labels;
         return mean.loss;
     };

@@ -2,10 +2,12 @@
 
 #include <numeric>
 
-#include "sparseattn/train/detail/pack_runner.hpp"
+#include "sparseattn/train/detail/sharded_update.hpp"
 
 namespace sparseattn {
 namespace {
+
+constexpr auto bytes_of_float = static_cast<std::int64_t>(sizeof(float));
 
 // Lists and transposes of one layout that all heads share: every block at or below the diagonal, seen twice.
 std::int64_t dense_layout_bytes(std::int64_t tokens, std::int64_t block) {
@@ -21,21 +23,25 @@ std::int64_t TrainMemoryPlan::total() const {
 }
 
 TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
-    options.validate();
+    options.validate(ranks);
     const detail::TrainExec exec;
     const Decoder<detail::TrainExec, float> decoder(exec, options.model);
     const bool gated = has_gates(options.mode);
-    const std::int64_t tokens = options.sequence_length;
-    const std::int64_t weights = decoder.table().total() * static_cast<std::int64_t>(sizeof(float));
+    const std::int64_t tokens = partition(options.sequence_length, 0, options.seq_parallel_size).count();
+    const std::int64_t weights = decoder.table().total() * bytes_of_float;
     const MemoryPlan model = decoder.memory_plan(tokens, gated, true, {options.recompute, options.loss_block});
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
-    const std::int64_t packs = (options.batch_size + ranks - 1) / ranks;  // kept in host memory for a step
+    const int groups = ranks / options.seq_parallel_size;
+    const std::int64_t packs = (options.batch_size + groups - 1) / groups;  // kept in host memory for a step
+    const FlatShards shards = detail::weight_shards(decoder, options.bucket_bytes, 0, ranks);
+    const detail::ShardedUpdate::Bytes update = detail::ShardedUpdate::bytes(shards);
     TrainMemoryPlan plan;
     plan.parts = {
         {"parameters", weights},
-        {"gradients", weights},
-        {"optimizer moments", learns_weights(options.mode) ? 2 * weights : 0},
+        {"gradients", update.gradients},
+        {"optimizer moments", learns_weights(options.mode) ? 2 * shards.packed_size() * bytes_of_float : 0},
+        {"messages", update.messages},
         {"gates", gated ? gates : 0},
         {"activations", model.activations},
         {"workspace", model.workspace},

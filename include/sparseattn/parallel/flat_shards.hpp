@@ -54,6 +54,12 @@ class FlatShards {
     /// Where they stand in this rank's packed arrays.
     [[nodiscard]] IndexRange packed(int b) const { return {packed_[b], packed_[b + 1]}; }
     [[nodiscard]] std::int64_t packed_size() const { return packed_.back(); }
+    /// Elements of the largest share of any bucket and rank.
+    [[nodiscard]] std::int64_t largest_share() const {
+        std::int64_t largest = 0;  // the first rank's shares are the longest
+        for (int b = 0; b < buckets(); ++b) largest = std::max(largest, share(b, 0).count());
+        return largest;
+    }
 
   private:
     std::vector<std::int64_t> borders_;

@@ -31,7 +31,7 @@ enum class TrainMode { masks_and_weights, masks_only, weights_only, dense };
 }
 
 /// Settings of a training run. A pack is one micro-batch of `sequence_length` tokens; pack slot b of step s is number
-/// s * batch_size + b of the data stream, and rank r of R works on the slots r, r + R, ...
+/// s * batch_size + b of the data stream, and sequence group g of G works on the slots g, g + G, ...
 struct TrainOptions {
     ModelConfig model;
 
@@ -62,6 +62,10 @@ struct TrainOptions {
     int block = 64;
     Implementation implementation = Implementation::automatic;
 
+    // deck section [parallel]
+    int seq_parallel_size = 1;                           // ranks that share a pack; divides the number of ranks
+    std::int64_t bucket_bytes = std::int64_t{32} << 20;  // of gradients and weights that travel together, at least
+
     // deck section [run]
     std::uint64_t seed = 1;
     std::filesystem::path run_dir;         // checkpoints/, metrics.csv and evaluation.csv; empty: write nothing
@@ -76,6 +80,8 @@ struct TrainOptions {
 
     /// Throws InvalidArgument naming the first field out of range.
     void validate() const;
+    /// Also checks what must fit to the number of ranks.
+    void validate(int ranks) const;
 };
 
 }  // namespace sparseattn

@@ -6,6 +6,7 @@
 #include "sparseattn/io/packed_batch.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/parallel/process_grid.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
 
 namespace sparseattn::detail {
@@ -20,22 +21,27 @@ struct PackSettings {
     TrainingMemory memory;
 };
 
-// Labels of a pack that count.
-[[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
-
+// Work on a pack is shared by the ranks of a sequence group, each with its tokens; all of them call with the same pack.
 class PackRunner {
   public:
-    PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings);
+    PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings, ProcessGrid grid);
 
-    // Sum of the labels' negative log likelihoods. `gates` of the key/value heads; null: every head dense.
+    // Labels that count, of this rank's tokens.
+    [[nodiscard]] std::int64_t count_labels(const PackedTokens& pack) const;
+
+    // Sum of the negative log likelihoods of this rank's labels. `gates` of the key/value heads; null: every head
+    // dense.
     double loss(const PackedTokens& pack, const HeadMap* gates, const Span1<const float, TrainMem>& parameters);
 
-    // As loss; adds scale * gradient to `gradients`, and puts scale * d(sum)/d(gates) into `dgates` when gated.
+    // As loss; adds scale * gradient to `gradients`, saying when they are final, and puts scale * d(sum over the
+    // group)/d(gates) into `dgates` when gated.
     double loss_and_gradients(const PackedTokens& pack, const HeadMap* gates,
                               const Span1<const float, TrainMem>& parameters, double scale,
-                              const Span1<float, TrainMem>& gradients, HeadMap& dgates);
+                              const Span1<float, TrainMem>& gradients, HeadMap& dgates,
+                              const GradientsFinal& final = {});
 
-    [[nodiscard]] Decoder<TrainExec, float>& decoder() { return decoder_; }
+    [[nodiscard]] const Decoder<TrainExec, float>& decoder() const { return decoder_; }
+    [[nodiscard]] const ProcessGrid& grid() const { return grid_; }
 
   private:
     template <class Work>
@@ -43,7 +49,9 @@ class PackRunner {
 
     TrainExec exec_;
     PackSettings settings_;
+    ProcessGrid grid_;
     Decoder<TrainExec, float> decoder_;
+    PlannedAttention<TrainExec, float> planned_;
     Array2<float, TrainMem> gate_;   // [layers, query heads]
     Array2<float, TrainMem> dgate_;  // the same
 };
