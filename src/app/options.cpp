@@ -116,15 +116,14 @@ TrainOptions train_options(const Deck& deck, int ranks) {
     options.masks = deck.text("sparsity.masks");
     options.block = deck.small("attention.block");
     options.implementation = parse_implementation(deck.text("attention.implementation"));
+    options.seq_parallel_size = deck.small("parallel.seq_parallel_size");
+    options.bucket_bytes = deck.integer("parallel.bucket_bytes");
     take_run_section(deck, options);
     options.deck = deck.merged();
     if (options.mode == TrainMode::weights_only && options.masks.empty() && options.init_from.empty()) {
         deck.reject("train.mode", "another mode unless sparsity.masks or train.init_from gives the fixed masks");
     }
-    check_with_place(deck, [&] { options.validate(); });
-    if (options.batch_size < ranks) {
-        deck.reject("train.batch_size", concat("at least ", ranks, ", the number of ranks: each works on whole packs"));
-    }
+    check_with_place(deck, [&] { options.validate(ranks); });
     return options;
 }
 

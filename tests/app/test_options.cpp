@@ -36,7 +36,8 @@ TEST(Options, EveryKeyArrives) {
          "sparsity.schedule=logarithmic", "sparsity.mask_learning_rate=0.7", "sparsity.reg_learning_rate=0.8",
          "sparsity.disable_linear_regularization_term=true", "sparsity.estimate=deterministic", "sparsity.sink=5",
          "sparsity.local=6", "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
-         "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic"});
+         "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic", "parallel.seq_parallel_size=2",
+         "parallel.bucket_bytes=1000"});
     const TrainOptions o = train_options(deck, 2);
     EXPECT_EQ(o.run_dir, "out");
     EXPECT_EQ(o.seed, 7U);
@@ -52,6 +53,8 @@ TEST(Options, EveryKeyArrives) {
     EXPECT_EQ(o.mode, TrainMode::weights_only);
     EXPECT_EQ(o.max_steps, 77);
     EXPECT_EQ(o.batch_size, 9);
+    EXPECT_EQ(o.seq_parallel_size, 2);
+    EXPECT_EQ(o.bucket_bytes, 1000);
     EXPECT_EQ(o.learning_rate, 2e-3);
     EXPECT_EQ(o.warmup_ratio, 0.2);
     EXPECT_EQ(o.min_lr_ratio, 0.3);
@@ -91,7 +94,11 @@ TEST(Options, KeysThatDoNotFitTogetherNameTheirPlace) {
                 testing::StartsWith("command line: sparsity.end_head_sparsity is 1, must be"));
     EXPECT_EQ(
         message_of({"train.batch_size=3"}, 4),
-        "command line: train.batch_size is 3, must be at least 4, the number of ranks: each works on whole packs");
+        "command line: train.batch_size is 3, must be at least 4, the number of sequence groups (4 ranks, 1 in each): "
+        "each works on whole packs");
+    EXPECT_EQ(message_of({"train.batch_size=3", "parallel.seq_parallel_size=2"}, 4), "no error");
+    EXPECT_EQ(message_of({"parallel.seq_parallel_size=3"}, 4),
+              "command line: parallel.seq_parallel_size is 3, must be a divisor of the number of ranks, 4");
     EXPECT_EQ(message_of({"run.dir="}), "command line: run.dir is \"\", must be the name of a folder");
     EXPECT_THAT(message_of({"train.mode=weights_only"}),
                 testing::StartsWith("command line: train.mode is \"weights_only\", must be another mode"));

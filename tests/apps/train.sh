@@ -62,7 +62,7 @@ expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
     for file in log.txt metrics.csv evaluation.csv report.html head_masks.tsv checkpoints/step_000000000006/COMMIT; do
         [ -s "run/$file" ] || fail "run/$file is missing"
     done
-    expect 2 "train.batch_size is 1, must be at least 2, the number of ranks" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
+    expect 2 "train.batch_size is 1, must be at least 2, the number of sequence groups \(2 ranks, 1 in each\): each works on whole packs" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
     expect 3 "holds a run already" $mpirun -n 2 "$train" -i deck.toml
     # The checkpoint in the middle leads to the same weights.
     mkdir -p again/checkpoints

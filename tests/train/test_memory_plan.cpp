@@ -42,8 +42,8 @@ TEST_F(MemoryPlans, AreWithinATenthOfTheResidentMemory) {
 
 TEST(TrainMemoryPlan, FollowsTheMode) {
     TrainOptions options = small_run();
-    const auto bytes = [&](const std::string& name) {
-        for (const auto& [part, size] : train_memory_plan(options).parts) {
+    const auto bytes = [&](const std::string& name, int ranks = 1) {
+        for (const auto& [part, size] : train_memory_plan(options, ranks).parts) {
             if (part == name) return size;
         }
         return std::int64_t{-1};
@@ -53,6 +53,12 @@ TEST(TrainMemoryPlan, FollowsTheMode) {
     EXPECT_EQ(bytes("gradients"), weights);
     EXPECT_EQ(bytes("optimizer moments"), 2 * weights);
     EXPECT_GT(bytes("gates"), 0);
+    // Moments are shared by the ranks, all else is not.
+    options.batch_size = 8;
+    EXPECT_NEAR(static_cast<double>(bytes("optimizer moments", 8)), 2.0 / 8 * static_cast<double>(weights), 200);
+    EXPECT_EQ(bytes("gradients", 8), weights);
+    EXPECT_EQ(bytes("messages"), 0);
+    EXPECT_GT(bytes("messages", 8), 0);
     const std::int64_t kept = bytes("activations");
     options.recompute = true;
     EXPECT_LT(bytes("activations"), kept);
