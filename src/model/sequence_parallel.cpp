@@ -102,7 +102,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         }
     }
 
-    WholeLayout<Mem>& chosen_layout(int layer, std::size_t piece) {
+    [[nodiscard]] const WholeLayout<Mem>& chosen_layout(int layer, std::size_t piece) const {
         return selected[static_cast<std::size_t>(layer)][piece];
     }
 
@@ -112,7 +112,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         const SavedPiece<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].pieces[i];
         const int d = config.head_dim, queries = static_cast<int>(heads.heads.queries.size());
         const auto inputs = inputs_of<AttentionInputs<T, Mem>>(saved.inputs, heads.heads, d);
-        if (!heads.known) select_layout(heads, inputs, chosen_layout(layer, i));
+        if (!heads.known) select_layout(heads, inputs, selected[static_cast<std::size_t>(layer)][i]);
         const Layouts layouts(*this, heads, &chosen_layout(layer, i));
         forward_call<Exec, T>({exec, inputs, plan->sequences(), layouts.plan, saved.branches, workspace},
                               heads_of(out, 0, queries, d));
@@ -358,6 +358,21 @@ template <class Exec, class T>
 std::vector<int> SequenceParallelAttention<Exec, T>::halo_heads(int layer) const {
     require(state_->plan != nullptr, "pack", "not set", "set by begin_pack");
     return state_->plan->layer(layer).halo.queries;
+}
+
+template <class Exec, class T>
+std::vector<PieceLayout> SequenceParallelAttention<Exec, T>::layouts(int layer) const {
+    const State& s = *state_;
+    require(s.plan != nullptr, "pack", "not set", "set by begin_pack");
+    std::vector<PieceLayout> layouts;
+    const auto& pieces = s.plan->layer(layer).pieces;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+        const HeadsPlan<Mem>& heads = pieces[i].heads;
+        if (heads.heads.empty()) continue;
+        const BlockLayout<Mem>& lists = (heads.known ? *heads.known : s.chosen_layout(layer, i)).lists;
+        layouts.push_back({heads.heads.queries, to_host(s.exec, lists.head_list), copy_lists(s.exec, lists)});
+    }
+    return layouts;
 }
 
 template <class Exec, class T>

@@ -43,6 +43,13 @@ struct ExchangedBytes {
     std::int64_t halo = 0;   // of keys and values of streaming heads
 };
 
+/// Layout of some heads of a layer, on the host.
+struct PieceLayout {
+    std::vector<int> heads;               // query heads of the layer
+    std::vector<std::int32_t> head_list;  // list of each
+    HostLists lists;
+};
+
 /// Attention of a sequence-parallel group: each rank's decoder works on its share of a pack's consecutive tokens
 /// (TokenShards), and for attention the ranks exchange heads: query, key and value of a head go to the one rank that
 /// computes it on whole sequences, the output comes back (DeepSpeed-Ulysses, arXiv 2309.14509). Heads are placed by the
@@ -87,9 +94,10 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     /// Query heads of a layer of the pack: those of each rank, and those that stay with their tokens.
     [[nodiscard]] std::vector<std::vector<int>> placement(int layer) const;
     [[nodiscard]] std::vector<int> halo_heads(int layer) const;
-    /// The layout by which this rank's heads of a layer were computed last, in the order of placement(layer)[rank]; of
-    /// gated heads the selected branch's.
-    [[nodiscard]] std::vector<HostLists> layouts(int layer) const;
+    /// Layouts by which this rank computed the heads that it owns last (of gated heads the selected branch's): one per
+    /// piece, whose query head heads[i] used list head_list[i].
+    [[nodiscard]] std::vector<PieceLayout> layouts(int layer) const;
+    /// Bytes sent so far.
     [[nodiscard]] ExchangedBytes exchanged() const;
     /// How data reaches MPI: one line for reports.
     [[nodiscard]] std::string describe() const;
