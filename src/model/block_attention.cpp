@@ -5,16 +5,10 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/model/detail/cutter.hpp"
-#include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/model/detail/rows.hpp"
 
 namespace sparseattn {
 namespace {
-
-template <class T, class Mem>
-RowsView<T, Mem> rows_of(const Span2<T, Mem>& rows) {
-    return RowsView<T, Mem>(rows.data(), Kokkos::LayoutStride(rows.extent(0), rows.extent(1), rows.extent(1), 1));
-}
 
 // What the attention calls take from their workspace under automatic choice of the implementation, rounded up: packed
 // keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread. The fp64
@@ -51,11 +45,7 @@ auto BlockAttention<Exec, T>::cut(const ModelConfig& config, const PassShape& pa
     Buffers buffers;
     buffers.layers.resize(pass.training && !pass.recompute ? config.num_hidden_layers : 1);
     for (Saved& layer : buffers.layers) {
-        layer.lse = cut.template take<T>(n, heads);
-        if (!gated) continue;
-        layer.full = cut.template take<T>(n, config.query_size());
-        layer.sparse = cut.template take<T>(n, config.query_size());
-        layer.sparse_lse = cut.template take<T>(n, heads);
+        layer = detail::cut_branches<T, Mem>(cut, n, heads, config.head_dim, gated);
     }
     if (gated && pass.training) buffers.dgate = cut.template take<float>(heads);
     buffers.bytes = cut.used();
@@ -99,17 +89,7 @@ template <class Exec, class T>
 void BlockAttention<Exec, T>::forward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
                                       const HeadsView<T, Mem>& out) {
     const LayerPlan<Mem> plan = forward_plan(exec, inputs);
-    const Saved& kept = saved(inputs.layer);
-    if (!gated()) {
-        attention_forward<Exec, T>(exec, inputs.heads, inputs.sequences, plan.full.layout, plan.options, *workspace_,
-                                   {out, rows_of(kept.lse)});
-        return;
-    }
-    const int heads = static_cast<int>(out.extent(1)), d = static_cast<int>(out.extent(2));
-    gated_attention_forward<Exec, T>(exec, inputs.heads, inputs.sequences, plan.full.layout, plan.sparse->layout,
-                                     plan.gate, plan.options, *workspace_, out,
-                                     {detail::heads_of(kept.full, 0, heads, d), rows_of(kept.lse)},
-                                     {detail::heads_of(kept.sparse, 0, heads, d), rows_of(kept.sparse_lse)});
+    detail::forward_call<Exec, T>({exec, inputs.heads, inputs.sequences, plan, saved(inputs.layer), *workspace_}, out);
 }
 
 template <class Exec, class T>
@@ -117,18 +97,8 @@ void BlockAttention<Exec, T>::backward(const Exec& exec, const LayerInputs<Exec,
                                        const HeadsView<const T, Mem>& out, const HeadsView<const T, Mem>& dout,
                                        const AttentionGradients<T, Mem>& gradients) {
     const LayerPlan<Mem> plan = backward_plan(exec, inputs);
-    const Saved& kept = saved(inputs.layer);
-    if (!gated()) {
-        attention_backward<Exec, T>(exec, dout, inputs.heads, {out, rows_of(kept.lse)}, inputs.sequences, plan.full,
-                                    plan.options, *workspace_, gradients);
-        return;
-    }
-    const int heads = static_cast<int>(out.extent(1)), d = static_cast<int>(out.extent(2));
-    const AttentionOutputs<T, Mem> full{detail::heads_of(kept.full, 0, heads, d), rows_of(kept.lse)};
-    const AttentionOutputs<T, Mem> sparse{detail::heads_of(kept.sparse, 0, heads, d), rows_of(kept.sparse_lse)};
-    gated_attention_backward<Exec, T>(exec, dout, inputs.heads, full, sparse, inputs.sequences, plan.full, *plan.sparse,
-                                      plan.gate, plan.options, *workspace_, gradients, buffers_.dgate);
-    detail::add<Exec, float>(exec, buffers_.dgate, plan.dgate);
+    detail::backward_call<Exec, T>({exec, inputs.heads, inputs.sequences, plan, saved(inputs.layer), *workspace_}, out,
+                                   dout, gradients, buffers_.dgate);
 }
 
 // ---- layouts known before the pass -----------------------------------------------------------------------------

@@ -6,20 +6,10 @@
 #include <memory>
 #include <vector>
 
+#include "sparseattn/model/detail/attention_call.hpp"
 #include "sparseattn/model/layer_attention.hpp"
 
 namespace sparseattn {
-
-/// What attention does in one layer. Empty `gate`: plain attention over `full`. Otherwise query head h computes
-/// z full + (1 - z) sparse with z = gate(h), and `sparse` must be set.
-template <class Mem>
-struct LayerPlan {
-    LayoutPair<Mem> full;
-    const LayoutPair<Mem>* sparse = nullptr;
-    Span1<const float, Mem> gate;  // [query heads]
-    Span1<float, Mem> dgate;       // [query heads]: d(loss)/d(gate) is added here by the backward pass
-    AttentionOptions options;
-};
 
 /// The calls and the memory that all operators over block layouts share; what differs is where a layer's plan comes
 /// from.
@@ -49,10 +39,7 @@ class BlockAttention : public LayerAttention<Exec, T> {
     [[nodiscard]] Workspace<Mem>& workspace() { return *workspace_; }
 
   private:
-    struct Saved {  // of one layer
-        Span2<T, Mem> lse;
-        Span2<T, Mem> full, sparse, sparse_lse;  // with gates
-    };
+    using Saved = detail::SavedBranches<T, Mem>;
     struct Buffers {
         std::vector<Saved> layers;  // one per layer, or one for all
         Span1<float, Mem> dgate;

@@ -26,6 +26,19 @@ struct LayerInputs {
     AttentionInputs<T, Mem> heads;    // query [tokens, Hq, d], key and value [tokens, Hkv, d], strided; q, k rotated
 };
 
+/// What attention does in one layer. Empty `gate`: plain attention over `full`. Otherwise query head h computes
+/// z full + (1 - z) sparse with z = gate(h), and `sparse` must be set.
+template <class Mem>
+struct LayerPlan {
+    LayoutPair<Mem> full;
+    const LayoutPair<Mem>* sparse = nullptr;
+    Span1<const float, Mem> gate;  // [query heads]
+    Span1<float, Mem> dgate;       // [query heads]: d(loss)/d(gate) is added here by the backward pass
+    AttentionOptions options;
+
+    [[nodiscard]] bool gated() const { return gate.extent(0) > 0; }
+};
+
 /// Bytes of an operator.
 struct AttentionBytes {
     std::int64_t saved = 0;      // what the backward passes read of the forward passes

@@ -2,6 +2,7 @@
 /// \file
 /// Every selection method under one call, by options or by name.
 
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -49,6 +50,12 @@ using SelectorOptions =
 
 /// Throws InvalidArgument naming the option out of range.
 void validate(const SelectorOptions& options);
+
+/// The mode of all heads, for methods that look at no scores (`full`, `streaming`).
+[[nodiscard]] std::optional<HeadMode> scoreless_mode(const SelectorOptions& options);
+/// Block edge and causality of a method's layouts.
+[[nodiscard]] int block_of(const SelectorOptions& options);
+[[nodiscard]] bool is_causal(const SelectorOptions& options);
 
 /// Heads that a selector leaves alone.
 struct HeadPlan {
