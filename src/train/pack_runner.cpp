@@ -52,46 +52,82 @@ PackedTokens cut(const PackedTokens& pack, const IndexRange& range) {
     return part;
 }
 
+SequenceParallelOptions spread_options(const PackSettings& settings) {
+    SequenceParallelOptions options;
+    options.attention.implementation = settings.implementation;
+    return options;
+}
+
 }  // namespace
 
+SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate) {
+    if (gate.empty()) return {{{FullOptions{settings.block, true}, {}}}, {}};
+    StreamingOptions streaming;
+    streaming.block = settings.block;
+    streaming.sink = settings.sparse.sink;
+    streaming.local = settings.sparse.local;
+    streaming.granularity = settings.sparse.granularity;
+    return {{{streaming, {}}}, std::move(gate)};
+}
+
 PackRunner::PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings, ProcessGrid grid)
-    : exec_(exec),
-      settings_(settings),
-      grid_(std::move(grid)),
-      decoder_(exec, config),
-      gate_("SparseAttn::gate", config.num_hidden_layers, config.num_attention_heads),
-      dgate_("SparseAttn::dgate", config.num_hidden_layers, config.num_attention_heads) {}
+    : exec_(exec), settings_(settings), grid_(std::move(grid)), decoder_(exec, config) {
+    if (grid_.seq_parallel() > 1) {
+        spread_ = std::make_unique<SequenceParallelAttention<TrainExec, float>>(exec, grid_.sequence(), config,
+                                                                                spread_options(settings_));
+        return;
+    }
+    gate_ = Array2<float, TrainMem>("SparseAttn::gate", config.num_hidden_layers, config.num_attention_heads);
+    dgate_ = Array2<float, TrainMem>("SparseAttn::dgate", config.num_hidden_layers, config.num_attention_heads);
+}
 
 std::int64_t PackRunner::count_labels(const PackedTokens& pack) const {
     return labels_in(pack, grid_.tokens(static_cast<std::int64_t>(pack.labels.size())));
 }
 
+// work(this rank's batch, attention of the pack) with the gates of query heads.
 template <class Work>
-double PackRunner::with_plan(const PackedTokens& pack, const HeadMap* gates, const Work& work) {
+double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work) {
+    std::vector<float> gate;
     const ModelConfig& config = decoder_.config();
-    const IndexRange mine = grid_.tokens(static_cast<std::int64_t>(pack.tokens.size()));
-    const Batch<TrainMem> batch = make_batch(exec_, grid_.seq_parallel() == 1 ? pack : cut(pack, mine));
+    if (gates != nullptr) gate = expand_to_query_heads(*gates, config.num_attention_heads / config.num_key_value_heads);
+    if (spread_) {
+        spread_->begin_pack(pack.offsets, spread_task(settings_, std::move(gate)));
+        const IndexRange mine = grid_.tokens(static_cast<std::int64_t>(pack.tokens.size()));
+        return work(make_batch(exec_, cut(pack, mine)), *spread_);
+    }
+    const Batch<TrainMem> batch = make_batch(exec_, pack);
     const std::vector<HeadMode> dense(static_cast<std::size_t>(config.num_attention_heads), HeadMode::dense());
     const Layout full(exec_, batch.sequences, settings_, dense);
     AttentionPlan<TrainMem> plan{{full.lists, full.transposed}, nullptr, {}, {0.0, settings_.implementation}};
-    if (gates == nullptr) return work(batch, plan);
-
+    if (gates == nullptr) {
+        planned_.set(plan);
+        return work(batch, planned_);
+    }
     const std::vector<HeadMode> streaming(dense.size(), settings_.sparse);
     const Layout sparse(exec_, batch.sequences, settings_, streaming);
     const LayoutPair<TrainMem> sparse_pair{sparse.lists, sparse.transposed};
-    std::vector<float> expanded =
-        expand_to_query_heads(*gates, config.num_attention_heads / config.num_key_value_heads);
-    Kokkos::deep_copy(exec_, gate_, HostFloats(expanded.data(), gate_.extent(0), gate_.extent(1)));
+    Kokkos::deep_copy(exec_, gate_, HostFloats(gate.data(), gate_.extent(0), gate_.extent(1)));
+    Kokkos::deep_copy(exec_, dgate_, 0.0F);
     plan.sparse = &sparse_pair;
     plan.gate = gate_;
-    return work(batch, plan);  // waits for exec_, so that `expanded` and the layouts may go
+    planned_.set(plan, dgate_);
+    return work(batch, planned_);  // waits for exec_, so that `gate` and the layouts may go
+}
+
+// d(loss)/d(gate) of query heads, of the last pack's passes.
+std::vector<float> PackRunner::gate_gradients() {
+    if (spread_) return spread_->gate_gradients();
+    std::vector<float> host(dgate_.size());
+    Kokkos::deep_copy(exec_, HostFloats(host.data(), dgate_.extent(0), dgate_.extent(1)), dgate_);
+    fence(exec_, "SparseAttn::dgate");
+    return host;
 }
 
 double PackRunner::loss(const PackedTokens& pack, const HeadMap* gates,
                         const Span1<const float, TrainMem>& parameters) {
-    return with_plan(pack, gates, [&](const auto& batch, const auto& plan) {
-        planned_.set(plan);
-        return decoder_.loss(batch, planned_, parameters, settings_.memory.loss_block);
+    return with_attention(pack, gates, [&](const auto& batch, auto& attention) {
+        return decoder_.loss(batch, attention, parameters, settings_.memory.loss_block);
     });
 }
 
@@ -99,18 +135,13 @@ double PackRunner::loss_and_gradients(const PackedTokens& pack, const HeadMap* g
                                       const Span1<const float, TrainMem>& parameters, double scale,
                                       const Span1<float, TrainMem>& gradients, HeadMap& dgates,
                                       const GradientsFinal& final) {
-    Kokkos::deep_copy(exec_, dgate_, 0.0F);
-    const double loss = with_plan(pack, gates, [&](const auto& batch, const auto& plan) {
-        const Span2<float, TrainMem> dgate = plan.gated() ? Span2<float, TrainMem>(dgate_) : Span2<float, TrainMem>();
-        planned_.set(plan, dgate);
-        return decoder_.loss_and_gradients(batch, planned_, parameters, static_cast<float>(scale), gradients,
+    const double loss = with_attention(pack, gates, [&](const auto& batch, auto& attention) {
+        return decoder_.loss_and_gradients(batch, attention, parameters, static_cast<float>(scale), gradients,
                                            settings_.memory, final);
     });
     if (gates != nullptr) {
-        std::vector<float> host(dgate_.size());
-        Kokkos::deep_copy(exec_, HostFloats(host.data(), dgate_.extent(0), dgate_.extent(1)), dgate_);
-        fence(exec_, "SparseAttn::dgate");
-        dgates = sum_over_groups(host, gates->layers, gates->heads, static_cast<int>(dgate_.extent(1)) / gates->heads);
+        const int group = decoder_.config().num_attention_heads / gates->heads;
+        dgates = sum_over_groups(gate_gradients(), gates->layers, gates->heads, group);
     }
     return loss;
 }

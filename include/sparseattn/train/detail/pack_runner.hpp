@@ -2,10 +2,13 @@
 // One pack through the decoder: device copies, layouts, gates of query heads.
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "sparseattn/io/packed_batch.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/model/sequence_parallel.hpp"
 #include "sparseattn/parallel/process_grid.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
 
@@ -20,6 +23,9 @@ struct PackSettings {
     HeadMode sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
 };
+
+// What several ranks compute together in every layer of a pack; `gate` of query heads, empty: every head dense.
+[[nodiscard]] SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate);
 
 // Work on a pack is shared by the ranks of a sequence group, each with its tokens; all of them call with the same pack.
 class PackRunner {
@@ -45,15 +51,17 @@ class PackRunner {
 
   private:
     template <class Work>
-    double with_plan(const PackedTokens& pack, const HeadMap* gates, const Work& work);
+    double with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work);
+    [[nodiscard]] std::vector<float> gate_gradients();
 
     TrainExec exec_;
     PackSettings settings_;
     ProcessGrid grid_;
     Decoder<TrainExec, float> decoder_;
-    PlannedAttention<TrainExec, float> planned_;
-    Array2<float, TrainMem> gate_;   // [layers, query heads]
-    Array2<float, TrainMem> dgate_;  // the same
+    std::unique_ptr<SequenceParallelAttention<TrainExec, float>> spread_;  // where several ranks share a pack
+    PlannedAttention<TrainExec, float> planned_;                           // otherwise
+    Array2<float, TrainMem> gate_;                                         // of planned_, [layers, query heads]
+    Array2<float, TrainMem> dgate_;                                        // the same
 };
 
 }  // namespace sparseattn::detail
