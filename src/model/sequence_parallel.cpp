@@ -1,5 +1,6 @@
 #include "sparseattn/model/sequence_parallel.hpp"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -176,6 +177,43 @@ struct SequenceParallelAttention<Exec, T>::State {
             });
     }
 
+    // ---- memory beside the buffers ----
+
+    // Of the exchanges: what leaves, or arrives on the way back. (Staged through the host, both ends of it twice.)
+    [[nodiscard]] std::int64_t message_bytes() const {
+        std::int64_t there[2] = {0, 0}, returned = 0, haloed = 0;
+        const auto leaving = [&](const Route<Mem>& route) { return route.bytes_out(config.head_dim, sizeof(T)); };
+        for (int l = 0; l < config.num_hidden_layers; ++l) {
+            const LayerExchange<Mem>& layer = plan->layer(l);
+            for (std::size_t i = 0; i < layer.pieces.size(); ++i) {
+                const ExchangedHeads<Mem>& piece = layer.pieces[i];
+                there[i % 2] = std::max({there[i % 2], leaving(piece.inputs), leaving(piece.results)});
+                returned = std::max({returned, leaving(piece.inputs), leaving(piece.results)});
+            }
+            haloed = std::max(haloed, leaving(layer.halo.keys));
+        }
+        return there[0] + there[1] + returned + haloed;
+    }
+
+    // Of the largest call of attention.
+    [[nodiscard]] std::int64_t call_bytes(const PassShape& shape) const {
+        std::int64_t most = 0;
+        const auto add = [&](const HeadBatch& heads, std::int64_t tokens, bool gated) {
+            if (heads.empty()) return;
+            ModelConfig part = config;
+            part.num_attention_heads = static_cast<int>(heads.queries.size());
+            part.num_key_value_heads = static_cast<int>(heads.kv.size());
+            const PassShape call{tokens, shape.training, shape.recompute};
+            most = std::max(most, BlockAttention<Exec, T>::bytes(part, call, gated).workspace);
+        };
+        for (int l = 0; l < config.num_hidden_layers; ++l) {
+            const LayerExchange<Mem>& layer = plan->layer(l);
+            for (const auto& piece : layer.pieces) add(piece.heads.heads, plan->shards().tokens, plan->gated());
+            for (const auto& call : layer.halo.calls) add(call.heads, layer.halo.keys.target_rows, false);
+        }
+        return most;
+    }
+
     // ---- passes of a layer ----
 
     void forward(int layer, const HeadSet<const T, Mem>& inputs, const HeadSet<T, Mem>& results) {
@@ -309,20 +347,10 @@ void SequenceParallelAttention<Exec, T>::backward(const Exec&, const LayerInputs
 template <class Exec, class T>
 AttentionBytes SequenceParallelAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
     const State& s = *state_;
-    const int ranks = s.group.size();
-    const PassShape whole{pass.tokens * ranks, pass.training, pass.recompute};
-    ModelConfig part = config;  // the heads of one rank; the widest piece computes with all of them
-    part.num_key_value_heads = (config.num_key_value_heads + ranks - 1) / ranks;
-    const int group = config.num_attention_heads / config.num_key_value_heads;
-    part.num_attention_heads =
-        std::min(part.num_key_value_heads * group, (config.num_attention_heads + ranks - 1) / ranks);
-    if (s.plan) {
-        const auto buffers = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr);
-        const AttentionBytes calls = BlockAttention<Exec, T>::bytes(part, whole, s.plan->gated());
-        return {static_cast<std::int64_t>(buffers.saved_bytes),
-                static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + calls.workspace};
-    }
-    return {};
+    require(s.plan != nullptr, "pack", "not set", "set by begin_pack");
+    const auto buffers = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr);
+    return {static_cast<std::int64_t>(buffers.saved_bytes),
+            static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + s.message_bytes() + s.call_bytes(pass)};
 }
 
 template <class Exec, class T>

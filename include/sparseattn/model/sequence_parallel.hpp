@@ -84,7 +84,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     void forward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<T, Mem>& out) override;
     void backward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<const T, Mem>& out,
                   const HeadsView<const T, Mem>& dout, const AttentionGradients<T, Mem>& gradients) override;
-    /// Of the pack that was set; before that, for plain heads spread evenly.
+    /// Of the pack that was set.
     [[nodiscard]] AttentionBytes bytes(const ModelConfig& config, const PassShape& pass) const override;
     [[nodiscard]] std::int64_t allocated() const override;
 
