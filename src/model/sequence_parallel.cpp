@@ -7,7 +7,6 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
-#include "sparseattn/model/block_attention.hpp"
 #include "sparseattn/model/detail/sequence_buffers.hpp"
 #include "sparseattn/parallel/packet_exchange.hpp"
 
@@ -177,43 +176,6 @@ struct SequenceParallelAttention<Exec, T>::State {
             });
     }
 
-    // ---- memory beside the buffers ----
-
-    // Of the exchanges: what leaves, or arrives on the way back. (Staged through the host, both ends of it twice.)
-    [[nodiscard]] std::int64_t message_bytes() const {
-        std::int64_t there[2] = {0, 0}, returned = 0, haloed = 0;
-        const auto leaving = [&](const Route<Mem>& route) { return route.bytes_out(config.head_dim, sizeof(T)); };
-        for (int l = 0; l < config.num_hidden_layers; ++l) {
-            const LayerExchange<Mem>& layer = plan->layer(l);
-            for (std::size_t i = 0; i < layer.pieces.size(); ++i) {
-                const ExchangedHeads<Mem>& piece = layer.pieces[i];
-                there[i % 2] = std::max({there[i % 2], leaving(piece.inputs), leaving(piece.results)});
-                returned = std::max({returned, leaving(piece.inputs), leaving(piece.results)});
-            }
-            haloed = std::max(haloed, leaving(layer.halo.keys));
-        }
-        return there[0] + there[1] + returned + haloed;
-    }
-
-    // Of the largest call of attention.
-    [[nodiscard]] std::int64_t call_bytes(const PassShape& shape) const {
-        std::int64_t most = 0;
-        const auto add = [&](const HeadBatch& heads, std::int64_t tokens, bool gated) {
-            if (heads.empty()) return;
-            ModelConfig part = config;
-            part.num_attention_heads = static_cast<int>(heads.queries.size());
-            part.num_key_value_heads = static_cast<int>(heads.kv.size());
-            const PassShape call{tokens, shape.training, shape.recompute};
-            most = std::max(most, BlockAttention<Exec, T>::bytes(part, call, gated).workspace);
-        };
-        for (int l = 0; l < config.num_hidden_layers; ++l) {
-            const LayerExchange<Mem>& layer = plan->layer(l);
-            for (const auto& piece : layer.pieces) add(piece.heads.heads, plan->shards().tokens, plan->gated());
-            for (const auto& call : layer.halo.calls) add(call.heads, layer.halo.keys.target_rows, false);
-        }
-        return most;
-    }
-
     // ---- passes of a layer ----
 
     void forward(int layer, const HeadSet<const T, Mem>& inputs, const HeadSet<T, Mem>& results) {
@@ -320,13 +282,13 @@ void SequenceParallelAttention<Exec, T>::prepare(const ModelConfig& config, cons
     const std::int64_t mine = s.plan->shards().of(s.group.rank()).count();
     require(pass.tokens == mine, "pass.tokens", pass.tokens, concat("this rank's share of the pack, ", mine));
     s.pass = pass;
-    const std::size_t bytes = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr).bytes;
+    const std::size_t bytes = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, nullptr).bytes;
     if (bytes > s.memory.extent(0)) {
         s.memory = {};  // give the old block back first
         s.memory = Array1<std::byte, Mem>(
             Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::sequence_parallel"), bytes);
     }
-    s.buffers = cut_sequence_buffers<T>(*s.plan, config, pass, s.memory.data());
+    s.buffers = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, s.memory.data());
 }
 
 template <class Exec, class T>
@@ -348,9 +310,18 @@ template <class Exec, class T>
 AttentionBytes SequenceParallelAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
     const State& s = *state_;
     require(s.plan != nullptr, "pack", "not set", "set by begin_pack");
-    const auto buffers = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr);
-    return {static_cast<std::int64_t>(buffers.saved_bytes),
-            static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + s.message_bytes() + s.call_bytes(pass)};
+    return sequence_bytes<Exec, T>(*s.plan, config, pass);
+}
+
+template <class Exec, class T>
+AttentionBytes SequenceParallelAttention<Exec, T>::bytes_of(const Exec& exec, const ModelConfig& config,
+                                                            const PassShape& pass, int ranks,
+                                                            const SequenceParallelTask& task,
+                                                            const SequenceParallelOptions& options) {
+    const std::int64_t tokens = pass.tokens * ranks;
+    const std::vector<std::int32_t> offsets{0, static_cast<std::int32_t>(tokens)};
+    const SequencePlan<Exec> plan(exec, config, {tokens, ranks}, 0, offsets, task, options);
+    return sequence_bytes<Exec, T>(plan, config, pass);
 }
 
 template <class Exec, class T>
