@@ -1,12 +1,12 @@
 #include "sparseattn/model/sequence_parallel.hpp"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
-#include "sparseattn/model/block_attention.hpp"
 #include "sparseattn/model/detail/sequence_buffers.hpp"
 #include "sparseattn/parallel/packet_exchange.hpp"
 
@@ -282,13 +282,13 @@ void SequenceParallelAttention<Exec, T>::prepare(const ModelConfig& config, cons
     const std::int64_t mine = s.plan->shards().of(s.group.rank()).count();
     require(pass.tokens == mine, "pass.tokens", pass.tokens, concat("this rank's share of the pack, ", mine));
     s.pass = pass;
-    const std::size_t bytes = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr).bytes;
+    const std::size_t bytes = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, nullptr).bytes;
     if (bytes > s.memory.extent(0)) {
         s.memory = {};  // give the old block back first
         s.memory = Array1<std::byte, Mem>(
             Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::sequence_parallel"), bytes);
     }
-    s.buffers = cut_sequence_buffers<T>(*s.plan, config, pass, s.memory.data());
+    s.buffers = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, s.memory.data());
 }
 
 template <class Exec, class T>
@@ -309,20 +309,19 @@ void SequenceParallelAttention<Exec, T>::backward(const Exec&, const LayerInputs
 template <class Exec, class T>
 AttentionBytes SequenceParallelAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
     const State& s = *state_;
-    const int ranks = s.group.size();
-    const PassShape whole{pass.tokens * ranks, pass.training, pass.recompute};
-    ModelConfig part = config;  // the heads of one rank; the widest piece computes with all of them
-    part.num_key_value_heads = (config.num_key_value_heads + ranks - 1) / ranks;
-    const int group = config.num_attention_heads / config.num_key_value_heads;
-    part.num_attention_heads =
-        std::min(part.num_key_value_heads * group, (config.num_attention_heads + ranks - 1) / ranks);
-    if (s.plan) {
-        const auto buffers = cut_sequence_buffers<T>(*s.plan, config, pass, nullptr);
-        const AttentionBytes calls = BlockAttention<Exec, T>::bytes(part, whole, s.plan->gated());
-        return {static_cast<std::int64_t>(buffers.saved_bytes),
-                static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + calls.workspace};
-    }
-    return {};
+    require(s.plan != nullptr, "pack", "not set", "set by begin_pack");
+    return sequence_bytes<Exec, T>(*s.plan, config, pass);
+}
+
+template <class Exec, class T>
+AttentionBytes SequenceParallelAttention<Exec, T>::bytes_of(const Exec& exec, const ModelConfig& config,
+                                                            const PassShape& pass, int ranks,
+                                                            const SequenceParallelTask& task,
+                                                            const SequenceParallelOptions& options) {
+    const std::int64_t tokens = pass.tokens * ranks;
+    const std::vector<std::int32_t> offsets{0, static_cast<std::int32_t>(tokens)};
+    const SequencePlan<Exec> plan(exec, config, {tokens, ranks}, 0, offsets, task, options);
+    return sequence_bytes<Exec, T>(plan, config, pass);
 }
 
 template <class Exec, class T>

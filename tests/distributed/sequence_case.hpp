@@ -60,6 +60,13 @@ struct LayerArrays {
           dout(random<T>(std::size_t(c.tokens()) * case_heads * case_head_dim, 4)) {}
 };
 
+// Drawn once for a shape.
+template <class T>
+const LayerArrays<T>& arrays_of(const SequenceCase& c) {
+    static std::map<std::pair<int, int>, LayerArrays<T>> all;
+    return all.try_emplace({c.tokens(), c.kv_heads}, c).first->second;
+}
+
 // Rows of an array of `tokens` tokens.
 template <class T>
 std::vector<T> rows_of(const std::vector<T>& values, int tokens, const IndexRange& rows) {
@@ -76,7 +83,7 @@ template <class T>
 LayerResults one_rank(const SequenceCase& c, HostLists* lists = nullptr) {
     const Exec exec;
     const Sequences<Mem> sequences(c.offsets);
-    const LayerArrays<T> arrays(c);
+    const LayerArrays<T>& arrays = arrays_of<T>(c);
     const auto n = static_cast<std::size_t>(c.tokens());
     const Device<T> query(arrays.query), key(arrays.key), value(arrays.value), dout(arrays.dout);
     const Device<T> dquery(arrays.query.size()), dkey(arrays.key.size()), dvalue(arrays.value.size());
@@ -136,7 +143,7 @@ LayerResults one_of_ranks(SequenceParallelAttention<Exec, T>& attention, const C
     const Exec exec;
     attention.begin_pack(c.offsets, c.task());
     const IndexRange mine = partition(c.tokens(), group.rank(), group.size());
-    const LayerArrays<T> arrays(c);
+    const LayerArrays<T>& arrays = arrays_of<T>(c);
     const auto part = [&](const std::vector<T>& values) { return Device<T>(rows_of(values, c.tokens(), mine)); };
     const auto n = static_cast<std::size_t>(mine.count());
     const Device<T> query = part(arrays.query), key = part(arrays.key), value = part(arrays.value);

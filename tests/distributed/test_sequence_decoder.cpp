@@ -189,6 +189,12 @@ TEST(SequenceDecoder, MemoryIsWhatThePlanSays) {
     by_group<float>(c, decoder, attention, group);
     const auto held = static_cast<double>(attention.allocated());
     EXPECT_NEAR(held, static_cast<double>(planned.saved + planned.workspace), 0.1 * held);
+    const AttentionBytes ahead = SequenceParallelAttention<Exec, float>::bytes_of(Exec(), config, {tokens, true, false},
+                                                                                  group.size(), {{c.selector}, c.gate});
+    if (group.rank() == 0) {
+        EXPECT_NEAR(static_cast<double>(ahead.saved), static_cast<double>(planned.saved), 0.02 * held);
+        EXPECT_NEAR(static_cast<double>(ahead.workspace), static_cast<double>(planned.workspace), 0.02 * held);
+    }
 }
 
 }  // namespace
