@@ -313,8 +313,13 @@ std::vector<std::int64_t> Decoder<Exec, T>::gradient_cuts() const {
 template <class Exec, class T>
 MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, const LayerAttention<Exec, T>& attention, bool training,
                                          const TrainingMemory& memory) const {
-    const detail::BufferShape shape = buffer_shape(tokens, training, memory);
-    return state_->plan_of(shape, attention.bytes(config(), State::pass_of(shape)));
+    return memory_plan(tokens, attention.bytes(config(), State::pass_of(buffer_shape(tokens, training, memory))),
+                       training, memory);
+}
+template <class Exec, class T>
+MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, const AttentionBytes& attention, bool training,
+                                         const TrainingMemory& memory) const {
+    return state_->plan_of(buffer_shape(tokens, training, memory), attention);
 }
 template <class Exec, class T>
 MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, bool training,

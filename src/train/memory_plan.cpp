@@ -15,6 +15,23 @@ std::int64_t dense_layout_bytes(std::int64_t tokens, std::int64_t block) {
     return 2 * (rows * (rows + 1) / 2 * 4 + (rows + 1) * 8);
 }
 
+// Of the decoder and its attention on the first rank of a sequence group, with gates that are neither 0 nor 1.
+MemoryPlan model_plan(const detail::TrainExec& exec, const Decoder<detail::TrainExec, float>& decoder,
+                      const TrainOptions& options) {
+    const int ranks = options.seq_parallel_size;
+    const std::int64_t tokens = partition(options.sequence_length, 0, ranks).count();
+    const bool gated = has_gates(options.mode);
+    const TrainingMemory memory{options.recompute, options.loss_block};
+    if (ranks == 1) return decoder.memory_plan(tokens, gated, true, memory);
+    const detail::PackSettings settings = detail::pack_settings(options);
+    const std::size_t heads =
+        static_cast<std::size_t>(options.model.num_hidden_layers) * options.model.num_attention_heads;
+    const auto attention = SequenceParallelAttention<detail::TrainExec, float>::bytes_of(
+        exec, options.model, {tokens, true, options.recompute}, ranks,
+        detail::spread_task(settings, std::vector<float>(gated ? heads : 0, 0.5F)), detail::spread_options(settings));
+    return decoder.memory_plan(tokens, attention, true, memory);
+}
+
 }  // namespace
 
 std::int64_t TrainMemoryPlan::total() const {
@@ -27,9 +44,10 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const detail::TrainExec exec;
     const Decoder<detail::TrainExec, float> decoder(exec, options.model);
     const bool gated = has_gates(options.mode);
-    const std::int64_t tokens = partition(options.sequence_length, 0, options.seq_parallel_size).count();
+    const std::int64_t length = options.sequence_length;
+    const std::int64_t tokens = partition(length, 0, options.seq_parallel_size).count();
     const std::int64_t weights = decoder.table().total() * bytes_of_float;
-    const MemoryPlan model = decoder.memory_plan(tokens, gated, true, {options.recompute, options.loss_block});
+    const MemoryPlan model = model_plan(exec, decoder, options);
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
     const int groups = ranks / options.seq_parallel_size;
@@ -46,8 +64,8 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
         {"activations", model.activations},
         {"workspace", model.workspace},
         {"attention", model.attention},
-        {"batch and layouts", 3 * 4 * tokens + (gated ? 2 : 1) * dense_layout_bytes(tokens, options.block)},
-        {"data", packs * 3 * 4 * tokens},
+        {"batch and layouts", 3 * 4 * tokens + (gated ? 2 : 1) * dense_layout_bytes(length, options.block)},
+        {"data", packs * 3 * 4 * length},
     };
     return plan;
 }

@@ -52,13 +52,21 @@ PackedTokens cut(const PackedTokens& pack, const IndexRange& range) {
     return part;
 }
 
+}  // namespace
+
+PackSettings pack_settings(const TrainOptions& options) {
+    const SparsityOptions& sparsity = options.sparsity;
+    return {options.block,
+            options.implementation,
+            HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
+            {options.recompute, options.loss_block}};
+}
+
 SequenceParallelOptions spread_options(const PackSettings& settings) {
     SequenceParallelOptions options;
     options.attention.implementation = settings.implementation;
     return options;
 }
-
-}  // namespace
 
 SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate) {
     if (gate.empty()) return {{{FullOptions{settings.block, true}, {}}}, {}};

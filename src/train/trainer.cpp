@@ -29,14 +29,6 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-detail::PackSettings pack_settings(const TrainOptions& options) {
-    const SparsityOptions& sparsity = options.sparsity;
-    return {options.block,
-            options.implementation,
-            HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
-            {options.recompute, options.loss_block}};
-}
-
 TrainOptions checked(TrainOptions options, const TokenDataset& data, const Communicator& communicator) {
     options.validate(communicator.size());
     require(options.model.vocab_size >= data.vocab_size(), "model.vocab_size", options.model.vocab_size,
@@ -97,7 +89,8 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
       observer_(std::move(observer)),
       schedule_(options_.max_steps, options_.warmup_ratio, options_.min_lr_ratio),
       stream_(data.train(), options_.sequence_length, options_.seed, options_.shuffle),
-      runner_(exec_, options_.model, pack_settings(options_), ProcessGrid(communicator_, options_.seq_parallel_size)),
+      runner_(exec_, options_.model, detail::pack_settings(options_),
+              ProcessGrid(communicator_, options_.seq_parallel_size)),
       weights_(
           exec_, communicator_,
           detail::weight_shards(runner_.decoder(), options_.bucket_bytes, communicator_.rank(), communicator_.size())) {

@@ -90,6 +90,9 @@ class Decoder {
     /// memory among it.
     [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, const LayerAttention<Exec, T>& attention, bool training,
                                          const TrainingMemory& memory) const;
+    /// The same with what the operator says of itself.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, const AttentionBytes& attention, bool training,
+                                         const TrainingMemory& memory) const;
     /// The same with layouts known before the pass.
     [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated, bool training,
                                          const TrainingMemory& memory) const;

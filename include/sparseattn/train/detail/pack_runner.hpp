@@ -11,6 +11,7 @@
 #include "sparseattn/model/sequence_parallel.hpp"
 #include "sparseattn/parallel/process_grid.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
+#include "sparseattn/train/train_options.hpp"
 
 namespace sparseattn::detail {
 
@@ -24,6 +25,10 @@ struct PackSettings {
     TrainingMemory memory;
 };
 
+[[nodiscard]] PackSettings pack_settings(const TrainOptions& options);
+
+// How several ranks share attention.
+[[nodiscard]] SequenceParallelOptions spread_options(const PackSettings& settings);
 // What several ranks compute together in every layer of a pack; `gate` of query heads, empty: every head dense.
 [[nodiscard]] SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate);
 
