@@ -176,12 +176,20 @@ std::unique_ptr<File> File::create(const std::filesystem::path& path) {
     return file;
 }
 
-std::unique_ptr<File> File::open(const std::filesystem::path& path) {
+std::unique_ptr<File> File::open(const std::filesystem::path& path, unsigned mode) {
     const Session session;
     std::unique_ptr<File> file(new File(path));
     const Handle access = file->access_list();
-    file->id_ = file->own(H5Fopen(path.c_str(), H5F_ACC_RDONLY, access.id()), "", "opening as an HDF5 file");
+    file->id_ = file->own(H5Fopen(path.c_str(), mode, access.id()), "", "opening as an HDF5 file");
     return file;
+}
+
+std::unique_ptr<File> File::open(const std::filesystem::path& path) {
+    return open(path, H5F_ACC_RDONLY);
+}
+
+std::unique_ptr<File> File::open_to_extend(const std::filesystem::path& path) {
+    return open(path, H5F_ACC_RDWR);
 }
 
 void File::check_io() const {
@@ -208,6 +216,12 @@ void File::make_group(const std::string& name) {
     const Handle list = own(H5Pcreate(H5P_GROUP_CREATE), name, "preparing creation");
     H5Pset_obj_track_times(list.id(), false);
     own(H5Gcreate2(id(), name.c_str(), H5P_DEFAULT, list.id(), H5P_DEFAULT), name, "creating the group");
+    check_io();
+}
+
+void File::remove(const std::string& object) {
+    const Session session;
+    check(H5Ldelete(id(), object.c_str(), H5P_DEFAULT), object, "removing it");
     check_io();
 }
 
@@ -317,8 +331,13 @@ std::string File::text_attribute(const std::string& object, const std::string& n
     const std::string label = object + "@" + name;
     const Handle attribute = open_attribute(object, name);
     const Handle type = own(H5Aget_type(attribute.id()), label, "getting its type");
-    if (H5Tget_class(type.id()) != H5T_STRING || H5Tis_variable_str(type.id()) > 0) {
-        throw FileError(path_.string() + ": " + label + ": must be a string of fixed length");
+    if (H5Tget_class(type.id()) != H5T_STRING) throw FileError(path_.string() + ": " + label + ": must be a string");
+    if (H5Tis_variable_str(type.id()) > 0) {
+        char* characters = nullptr;
+        check(H5Aread(attribute.id(), type.id(), &characters), label, "reading the attribute");
+        const std::string text = characters == nullptr ? "" : characters;
+        H5free_memory(characters);
+        return text;
     }
     std::string text(H5Tget_size(type.id()), '\0');
     check(H5Aread(attribute.id(), type.id(), text.data()), label, "reading the attribute");
