@@ -139,9 +139,9 @@ AttentionFileHeader read_header(const File& file, const Shapes& shapes) {
                  ? concat("has ", header.key_offsets.size(), " entries, must have as many as /query_offsets, ", entries)
                  : concat("is missing, must be there: /query_offsets has ", entries, " entries and tokens differ"));
     }
-    if (file.has_attribute("/", "causal")) header.causal = detail::h5::flag_attribute(file, "/", "causal");
+    if (file.has_attribute("/", "causal")) header.causal = file.flag_attribute("/", "causal");
     if (file.has_attribute("/", "scale")) {
-        header.scale = detail::h5::number_attribute(file, "/", "scale");
+        header.scale = file.number_attribute("/", "scale");
         if (!(*header.scale > 0) || !std::isfinite(*header.scale)) {
             fail(file, "/@scale", concat("is ", *header.scale, ", must be positive and finite"));
         }
