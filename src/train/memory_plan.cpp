@@ -27,7 +27,7 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const bool gated = has_gates(options.mode);
     const std::int64_t tokens = options.sequence_length;
     const std::int64_t weights = decoder.table().total() * static_cast<std::int64_t>(sizeof(float));
-    const MemoryPlan model = decoder.memory_plan(tokens, gated, TrainingMemory{options.recompute, options.loss_block});
+    const MemoryPlan model = decoder.memory_plan(tokens, gated, true, {options.recompute, options.loss_block});
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
     const std::int64_t packs = (options.batch_size + ranks - 1) / ranks;  // kept in host memory for a step

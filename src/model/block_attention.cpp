@@ -1,0 +1,182 @@
+#include "sparseattn/model/block_attention.hpp"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/model/detail/cutter.hpp"
+#include "sparseattn/model/detail/layers.hpp"
+#include "sparseattn/model/detail/rows.hpp"
+
+namespace sparseattn {
+namespace {
+
+template <class T, class Mem>
+RowsView<T, Mem> rows_of(const Span2<T, Mem>& rows) {
+    return RowsView<T, Mem>(rows.data(), Kokkos::LayoutStride(rows.extent(0), rows.extent(1), rows.extent(1), 1));
+}
+
+// What the attention calls take from their workspace under automatic choice of the implementation, rounded up: packed
+// keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread. The fp64
+// reference instead keeps unnormalised outputs of both branches in double.
+template <class Exec, class T>
+std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, bool gated) {
+    constexpr std::int64_t tile = 64, slack = 4096;
+    const std::int64_t d = config.head_dim, query_rows = pass.tokens * config.num_attention_heads;
+    const std::int64_t key_rows = (pass.tokens + 2 * tile) * config.num_key_value_heads;
+    const std::int64_t scalars = 4 * query_rows;
+    if constexpr (std::is_same_v<T, double>) {
+        const std::int64_t outputs = (gated ? 2 : 1) * query_rows * d;
+        const std::int64_t gradients = pass.training ? query_rows * d + 2 * key_rows * d + scalars : 0;
+        return static_cast<std::int64_t>(sizeof(T)) * std::max(outputs, gradients) + slack;
+    } else if constexpr (detail::on_host<Exec>) {
+        const std::int64_t rows = query_rows / tile + 2 * config.num_attention_heads;  // of the grid, all heads
+        const std::int64_t threads = concurrency(Exec()), lists = 16 * rows + pass.tokens + slack;
+        const std::int64_t forward = 2 * key_rows * d + threads * (5 * tile * d + tile * tile + 8 * tile);
+        const std::int64_t backward = scalars + threads * (12 * tile * d + 2 * tile * tile + 8 * tile);
+        const std::int64_t floats = pass.training ? std::max(forward, backward) : forward;
+        return static_cast<std::int64_t>(sizeof(T)) * floats + lists;
+    } else {
+        return pass.training ? static_cast<std::int64_t>(sizeof(T)) * scalars + slack : slack;
+    }
+}
+
+}  // namespace
+
+template <class Exec, class T>
+auto BlockAttention<Exec, T>::cut(const ModelConfig& config, const PassShape& pass, bool gated, std::byte* memory)
+    -> Buffers {
+    detail::Cutter<Mem> cut(memory);
+    const std::int64_t n = pass.tokens, heads = config.num_attention_heads;
+    Buffers buffers;
+    buffers.layers.resize(pass.training && !pass.recompute ? config.num_hidden_layers : 1);
+    for (Saved& layer : buffers.layers) {
+        layer.lse = cut.template take<T>(n, heads);
+        if (!gated) continue;
+        layer.full = cut.template take<T>(n, config.query_size());
+        layer.sparse = cut.template take<T>(n, config.query_size());
+        layer.sparse_lse = cut.template take<T>(n, heads);
+    }
+    if (gated && pass.training) buffers.dgate = cut.template take<float>(heads);
+    buffers.bytes = cut.used();
+    return buffers;
+}
+
+template <class Exec, class T>
+AttentionBytes BlockAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass, bool gated) {
+    return {static_cast<std::int64_t>(cut(config, pass, gated, nullptr).bytes),
+            workspace_bytes<Exec, T>(config, pass, gated)};
+}
+
+template <class Exec, class T>
+AttentionBytes BlockAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
+    return bytes(config, pass, gated());
+}
+
+template <class Exec, class T>
+std::int64_t BlockAttention<Exec, T>::allocated() const {
+    return static_cast<std::int64_t>(memory_.extent(0) + workspace_->capacity());
+}
+
+template <class Exec, class T>
+void BlockAttention<Exec, T>::prepare(const ModelConfig& config, const PassShape& pass) {
+    const AttentionBytes wanted = bytes(config, pass, gated());
+    if (static_cast<std::size_t>(wanted.saved) > memory_.extent(0)) {
+        memory_ = {};  // give the old block back first
+        memory_ = Array1<std::byte, Mem>(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::attention"),
+                                         static_cast<std::size_t>(wanted.saved));
+    }
+    buffers_ = cut(config, pass, gated(), memory_.data());
+    // One block of the expected size at once, where growing by pieces would overshoot.
+    const auto temporaries = static_cast<std::size_t>(wanted.workspace);
+    if (temporaries > workspace_->capacity()) {
+        workspace_ = std::make_unique<Workspace<Mem>>();
+        typename Workspace<Mem>::Frame(*workspace_).template take<std::byte>(temporaries);
+    }
+}
+
+template <class Exec, class T>
+void BlockAttention<Exec, T>::forward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
+                                      const HeadsView<T, Mem>& out) {
+    const LayerPlan<Mem> plan = forward_plan(exec, inputs);
+    const Saved& kept = saved(inputs.layer);
+    if (!gated()) {
+        attention_forward<Exec, T>(exec, inputs.heads, inputs.sequences, plan.full.layout, plan.options, *workspace_,
+                                   {out, rows_of(kept.lse)});
+        return;
+    }
+    const int heads = static_cast<int>(out.extent(1)), d = static_cast<int>(out.extent(2));
+    gated_attention_forward<Exec, T>(exec, inputs.heads, inputs.sequences, plan.full.layout, plan.sparse->layout,
+                                     plan.gate, plan.options, *workspace_, out,
+                                     {detail::heads_of(kept.full, 0, heads, d), rows_of(kept.lse)},
+                                     {detail::heads_of(kept.sparse, 0, heads, d), rows_of(kept.sparse_lse)});
+}
+
+template <class Exec, class T>
+void BlockAttention<Exec, T>::backward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
+                                       const HeadsView<const T, Mem>& out, const HeadsView<const T, Mem>& dout,
+                                       const AttentionGradients<T, Mem>& gradients) {
+    const LayerPlan<Mem> plan = backward_plan(exec, inputs);
+    const Saved& kept = saved(inputs.layer);
+    if (!gated()) {
+        attention_backward<Exec, T>(exec, dout, inputs.heads, {out, rows_of(kept.lse)}, inputs.sequences, plan.full,
+                                    plan.options, *workspace_, gradients);
+        return;
+    }
+    const int heads = static_cast<int>(out.extent(1)), d = static_cast<int>(out.extent(2));
+    const AttentionOutputs<T, Mem> full{detail::heads_of(kept.full, 0, heads, d), rows_of(kept.lse)};
+    const AttentionOutputs<T, Mem> sparse{detail::heads_of(kept.sparse, 0, heads, d), rows_of(kept.sparse_lse)};
+    gated_attention_backward<Exec, T>(exec, dout, inputs.heads, full, sparse, inputs.sequences, plan.full, *plan.sparse,
+                                      plan.gate, plan.options, *workspace_, gradients, buffers_.dgate);
+    detail::add<Exec, float>(exec, buffers_.dgate, plan.dgate);
+}
+
+// ---- layouts known before the pass -----------------------------------------------------------------------------
+
+template <class Exec, class T>
+void PlannedAttention<Exec, T>::set(const AttentionPlan<Mem>& plan, const Span2<float, Mem>& dgate) {
+    plan_ = std::make_unique<const AttentionPlan<Mem>>(plan);
+    dgate_ = dgate;
+}
+
+template <class Exec, class T>
+void PlannedAttention<Exec, T>::prepare(const ModelConfig& config, const PassShape& pass) {
+    require(plan_ != nullptr, "plan", "not set", "set before a pass");
+    const auto check = [&](const char* name, std::size_t layers, std::size_t heads) {
+        const auto wanted_layers = static_cast<std::size_t>(config.num_hidden_layers);
+        const auto wanted_heads = static_cast<std::size_t>(config.num_attention_heads);
+        require(layers == wanted_layers && heads == wanted_heads, name, concat(layers, " x ", heads),
+                concat("layers x query heads = ", wanted_layers, " x ", wanted_heads));
+    };
+    if (plan_->gated()) {
+        check("extents of plan.gate", plan_->gate.extent(0), plan_->gate.extent(1));
+        require(plan_->sparse != nullptr, "plan.sparse", "null", "given with plan.gate");
+        if (pass.training) check("extents of dgate", dgate_.extent(0), dgate_.extent(1));
+    }
+    BlockAttention<Exec, T>::prepare(config, pass);
+}
+
+template <class Exec, class T>
+auto PlannedAttention<Exec, T>::forward_plan(const Exec&, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
+    const auto row = [&](const auto& map) {
+        return Kokkos::View<std::remove_pointer_t<decltype(map.data())>*, Kokkos::LayoutRight, Mem, Unmanaged>(
+            map.data() + inputs.layer * map.extent(1), map.extent(1));
+    };
+    const bool wants_dgate = dgate_.extent(0) > 0;
+    return {plan_->full, plan_->sparse,
+            plan_->gated() ? Span1<const float, Mem>(row(plan_->gate)) : Span1<const float, Mem>(),
+            wants_dgate ? Span1<float, Mem>(row(dgate_)) : Span1<float, Mem>(), plan_->options};
+}
+
+template <class Exec, class T>
+auto PlannedAttention<Exec, T>::backward_plan(const Exec& exec, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
+    return forward_plan(exec, inputs);
+}
+
+#define SPARSEATTN_BLOCK_ATTENTION(T)                                \
+    template class BlockAttention<Kokkos::DefaultExecutionSpace, T>; \
+    template class PlannedAttention<Kokkos::DefaultExecutionSpace, T>;
+SPARSEATTN_BLOCK_ATTENTION(float)
+SPARSEATTN_BLOCK_ATTENTION(double)
+
+}  // namespace sparseattn
