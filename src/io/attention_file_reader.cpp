@@ -125,19 +125,23 @@ AttentionFileHeader read_header(const File& file, const Shapes& shapes) {
         return std::vector<std::int32_t>{0, static_cast<std::int32_t>(tokens)};
     };
     header.query_offsets = has_queries ? read_offsets(file, "/query_offsets", shapes.queries) : one(shapes.queries);
-    // Without offsets of their own keys fall into sequences as the queries do, if there are as many.
-    const bool as_queries = !has_keys && has_queries && shapes.keys == shapes.queries;
-    header.key_offsets = has_keys     ? read_offsets(file, "/key_offsets", shapes.keys)
-                         : as_queries ? header.query_offsets
-                                      : one(shapes.keys);
-    if (header.key_offsets.size() != header.query_offsets.size()) {
-        fail(file, "/key_offsets",
-             concat(has_keys ? "has " : "is missing: has ", header.key_offsets.size(), " entries, must have as many as",
-                    " /query_offsets, ", header.query_offsets.size()));
+    if (has_keys) {
+        header.key_offsets = read_offsets(file, "/key_offsets", shapes.keys);
+    } else if (shapes.keys == shapes.queries) {
+        header.key_offsets = header.query_offsets;
+    } else {
+        header.key_offsets = one(shapes.keys);
     }
-    if (file.has_attribute("/", "causal")) header.causal = detail::h5::flag_attribute(file, "/", "causal");
+    const std::size_t entries = header.query_offsets.size();
+    if (header.key_offsets.size() != entries) {
+        fail(file, "/key_offsets",
+             has_keys
+                 ? concat("has ", header.key_offsets.size(), " entries, must have as many as /query_offsets, ", entries)
+                 : concat("is missing, must be there: /query_offsets has ", entries, " entries and tokens differ"));
+    }
+    if (file.has_attribute("/", "causal")) header.causal = file.flag_attribute("/", "causal");
     if (file.has_attribute("/", "scale")) {
-        header.scale = detail::h5::number_attribute(file, "/", "scale");
+        header.scale = file.number_attribute("/", "scale");
         if (!(*header.scale > 0) || !std::isfinite(*header.scale)) {
             fail(file, "/@scale", concat("is ", *header.scale, ", must be positive and finite"));
         }
@@ -183,9 +187,8 @@ void check_finite(const File& file, const std::string& dataset, const std::vecto
     const auto bad = std::find_if(values.begin(), values.end(), [](T value) { return !std::isfinite(float(value)); });
     if (bad == values.end()) return;
     const std::int64_t at = bad - values.begin();
-    fail(file, dataset,
-         concat("[", at / dim / heads, ", ", at / dim % heads, ", ", at % dim, "] is ", float(*bad),
-                ", must be finite in ", sparseattn::name(dtype_of<T>)));
+    const std::string element = concat(dataset, "[", at / dim / heads, ", ", at / dim % heads, ", ", at % dim, "]");
+    fail(file, element, concat("is ", float(*bad), ", must be finite in ", sparseattn::name(dtype_of<T>)));
 }
 
 }  // namespace

@@ -34,29 +34,6 @@ std::vector<hsize_t> extents(const std::vector<std::int64_t>& shape) {
     return std::vector<hsize_t>(shape.begin(), shape.end());
 }
 
-// Attributes of one value, opened and looked at.
-struct OpenAttribute {
-    Handle id;
-    Handle type;
-    std::string label;
-};
-
-OpenAttribute open_attribute(const File& file, const std::string& object, const std::string& name) {
-    OpenAttribute attribute;
-    attribute.label = object + "@" + name;
-    if (!file.has_attribute(object, name)) {
-        throw FileError(concat(file.path().string(), ": ", attribute.label, ": the attribute is missing"));
-    }
-    attribute.id = file.own(H5Aopen_by_name(file.id(), object.c_str(), name.c_str(), H5P_DEFAULT, H5P_DEFAULT),
-                            attribute.label, "opening the attribute");
-    attribute.type = file.own(H5Aget_type(attribute.id.id()), attribute.label, "getting its type");
-    const Handle space = file.own(H5Aget_space(attribute.id.id()), attribute.label, "getting its extent");
-    if (H5Sget_simple_extent_npoints(space.id()) != 1) {
-        throw FileError(concat(file.path().string(), ": ", attribute.label, ": must be one value"));
-    }
-    return attribute;
-}
-
 }  // namespace
 
 // --- Array -------------------------------------------------------------------------------------------------------
@@ -167,7 +144,7 @@ void Array::write(const void* data) {
     file_->check_io();
 }
 
-// --- Groups and attributes ---------------------------------------------------------------------------------------
+// --- Groups ------------------------------------------------------------------------------------------------------
 
 std::vector<std::string> links(const File& file, const std::string& group) {
     const Session session;
@@ -187,38 +164,6 @@ std::vector<std::string> links(const File& file, const std::string& group) {
     }
     std::sort(names.begin(), names.end());
     return names;
-}
-
-double number_attribute(const File& file, const std::string& object, const std::string& name) {
-    const Session session;
-    const OpenAttribute attribute = open_attribute(file, object, name);
-    const H5T_class_t kind = H5Tget_class(attribute.type.id());
-    if (kind != H5T_FLOAT && kind != H5T_INTEGER) {
-        throw FileError(concat(file.path().string(), ": ", attribute.label, ": is not a number, must be one"));
-    }
-    double value = 0;
-    file.check(H5Aread(attribute.id.id(), H5T_NATIVE_DOUBLE, &value), attribute.label, "reading the attribute");
-    return value;
-}
-
-bool flag_attribute(const File& file, const std::string& object, const std::string& name) {
-    const Session session;
-    const OpenAttribute attribute = open_attribute(file, object, name);
-    if (H5Tget_class(attribute.type.id()) == H5T_ENUM) {
-        std::vector<char> raw(H5Tget_size(attribute.type.id()));
-        char label[8] = {};
-        file.check(H5Aread(attribute.id.id(), attribute.type.id(), raw.data()), attribute.label, "reading");
-        if (H5Tenum_nameof(attribute.type.id(), raw.data(), label, sizeof label) >= 0) {
-            if (std::string(label) == "TRUE") return true;
-            if (std::string(label) == "FALSE") return false;
-        }
-    } else if (H5Tget_class(attribute.type.id()) == H5T_INTEGER) {
-        std::int64_t value = 0;
-        file.check(H5Aread(attribute.id.id(), H5T_NATIVE_INT64, &value), attribute.label, "reading the attribute");
-        if (value == 0 || value == 1) return value == 1;
-        throw FileError(concat(file.path().string(), ": ", attribute.label, " is ", value, ", must be 0 or 1"));
-    }
-    throw FileError(concat(file.path().string(), ": ", attribute.label, ": must be a bool, 0 or 1"));
 }
 
 }  // namespace sparseattn::detail::h5

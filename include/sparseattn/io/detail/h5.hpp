@@ -115,6 +115,10 @@ class File {
     [[nodiscard]] bool has_attribute(const std::string& object, const std::string& name) const;
     [[nodiscard]] std::string text_attribute(const std::string& object, const std::string& name) const;
     [[nodiscard]] std::int64_t integer_attribute(const std::string& object, const std::string& name) const;
+    /// An integer or a floating-point number.
+    [[nodiscard]] double number_attribute(const std::string& object, const std::string& name) const;
+    /// 0, 1, or the enumeration that h5py writes for a bool.
+    [[nodiscard]] bool flag_attribute(const std::string& object, const std::string& name) const;
 
     /// A scalar UTF-8 string dataset of any length.
     void write_text(const std::string& name, const std::string& text);

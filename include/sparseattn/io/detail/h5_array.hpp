@@ -45,9 +45,4 @@ class Array {
 /// Names of the links in a group, sorted.
 [[nodiscard]] std::vector<std::string> links(const File& file, const std::string& group);
 
-/// A number attribute of any integer or floating type.
-[[nodiscard]] double number_attribute(const File& file, const std::string& object, const std::string& name);
-/// An attribute that says yes or no: an integer, or the enumeration that h5py writes for a bool.
-[[nodiscard]] bool flag_attribute(const File& file, const std::string& object, const std::string& name);
-
 }  // namespace sparseattn::detail::h5
