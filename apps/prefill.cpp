@@ -62,6 +62,12 @@ void add_options(CLI::App& parser, sparseattn::PrefillArguments& arguments, int&
         ->type_name("NAME");
     parser.add_option("--json", arguments.json, "Write all figures, layer by layer and head by head")
         ->type_name("FILE");
+    parser.add_option("--pictures", arguments.pictures, "Draw the layouts: an SVG file per layer and method")
+        ->type_name("DIR");
+    parser.add_option("--picture-layers", arguments.picture_layers, "Layers to draw; default: all that are compared")
+        ->type_name("0,3,7-9");
+    parser.add_option("--picture-heads", arguments.picture_heads, "Query heads to draw; default: all")
+        ->type_name("0,3,7-9");
     parser.add_flag("-n,--dry-run", arguments.dry_run, "Check everything, print the memory plan, and stop");
 }
 

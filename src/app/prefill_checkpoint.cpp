@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <optional>
 
 #include "sparseattn/app/deck.hpp"
 #include "sparseattn/app/detail/prefill_job.hpp"
+#include "sparseattn/app/detail/prefill_pictures.hpp"
 #include "sparseattn/app/detail/prefill_text.hpp"
 #include "sparseattn/app/run_files.hpp"
 #include "sparseattn/attention/measures.hpp"
@@ -31,11 +33,12 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
 
     ComparingAttention(LayerAttention<PrefillExec, float>& full, LayerComparison& comparison,
                        std::function<std::vector<LayerSelector>(int)> methods_of, std::vector<int> layers,
-                       std::function<void(int)> after_layer)
+                       std::function<void(const Inputs&, const MethodResult&)> visit, std::function<void()> after_layer)
         : full_(full),
           comparison_(comparison),
           methods_of_(std::move(methods_of)),
           layers_(std::move(layers)),
+          visit_(std::move(visit)),
           after_layer_(std::move(after_layer)) {}
 
     void prepare(const ModelConfig& config, const PassShape& pass) override {
@@ -46,10 +49,11 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
         if (std::find(layers_.begin(), layers_.end(), inputs.layer) == layers_.end()) {
             full_.forward(exec, inputs, out);
         } else {
-            figures_.push_back(
-                comparison_.compare(inputs.layer, inputs.sequences, inputs.heads, methods_of_(inputs.layer), out, {}));
+            figures_.push_back(comparison_.compare(inputs.layer, inputs.sequences, inputs.heads,
+                                                   methods_of_(inputs.layer), out,
+                                                   [&](const MethodResult& result) { visit_(inputs, result); }));
         }
-        after_layer_(inputs.layer);
+        after_layer_();
     }
     void backward(const PrefillExec&, const Inputs&, const HeadsView<const float, PrefillMem>&,
                   const HeadsView<const float, PrefillMem>&, const AttentionGradients<float, PrefillMem>&) override {
@@ -68,7 +72,8 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
     LayerComparison& comparison_;
     std::function<std::vector<LayerSelector>(int)> methods_of_;
     std::vector<int> layers_;
-    std::function<void(int)> after_layer_;
+    std::function<void(const Inputs&, const MethodResult&)> visit_;
+    std::function<void()> after_layer_;
     std::vector<std::vector<LayerFigures>> figures_;
 };
 
@@ -119,7 +124,9 @@ class CheckpointInput : public PrefillInput {
     void open_text(const CheckpointReader& reader);
     [[nodiscard]] std::vector<LayerSelector> of_method(std::size_t method) const;
     PrefillComparison compare(std::int64_t length, Pass& pass, Progress& progress);
-    std::vector<MethodFigures> compare_stretch(const PackedTokens& stretch, Pass& pass, Progress& progress);
+    // `picture` names the pictures of the layouts; empty: none.
+    std::vector<MethodFigures> compare_stretch(const PackedTokens& stretch, const std::string& picture, Pass& pass,
+                                               Progress& progress);
     Predictions predict(LayerAttention<PrefillExec, float>& attention, const Batch<PrefillMem>& batch,
                         const std::vector<std::int32_t>& queries, Pass& pass) const;
     // The attention tensors of the first stretch, before anything is compared.
@@ -134,6 +141,7 @@ class CheckpointInput : public PrefillInput {
     PrefillText text_;
     std::vector<int> layers_, capture_layers_;
     std::vector<std::vector<LayerSelector>> selectors_;  // [layer][method]
+    std::optional<PrefillPictures> pictures_;
 };
 
 // What the passes of all lengths share.
@@ -169,6 +177,7 @@ CheckpointInput::CheckpointInput(const PrefillArguments& arguments, const std::v
     }
     layers_ = chosen_layers(arguments.layers, "--layers", config.num_hidden_layers);
     capture_layers_ = chosen_layers(arguments.capture_layers, "--capture-layers", config.num_hidden_layers);
+    pictures_.emplace(arguments, layers_, config.num_attention_heads);
     open_text(reader);
 }
 
@@ -275,8 +284,8 @@ Predictions CheckpointInput::predict(LayerAttention<PrefillExec, float>& attenti
     return result;
 }
 
-std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& stretch, Pass& pass,
-                                                            Progress& progress) {
+std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& stretch, const std::string& picture,
+                                                            Pass& pass, Progress& progress) {
     const Batch<PrefillMem> batch = make_batch(pass.exec, stretch);
     const std::vector<std::int32_t> queries = spaced_queries(batch.sequences, arguments_.sampled_queries);
     const std::vector<char> every(queries.size(), 1);
@@ -288,7 +297,13 @@ std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& 
     // Full attention, and on its query, key and value every method layer by layer.
     ComparingAttention comparing(
         pass.full, pass.comparison, [&](int layer) { return selectors_[layer]; }, layers_,
-        [&](int) { progress.layer(); });
+        [&](const auto& inputs, const MethodResult& result) {
+            if (!picture.empty()) {
+                pictures_->write(picture, inputs.layer, methods_[result.method].text(), inputs.sequences,
+                                 result.layout);
+            }
+        },
+        [&] { progress.layer(); });
     const Predictions wanted = predict(comparing, batch, queries, pass);
     if (!std::isfinite(wanted.loss)) {
         throw NumericalError(concat("the loss with full attention is ", wanted.loss, ", must be finite"));
@@ -317,7 +332,7 @@ PrefillComparison CheckpointInput::compare(std::int64_t length, Pass& pass, Prog
     comparison.samples = samples_;
     for (int sample = 0; sample < samples_; ++sample) {
         const PackedTokens stretch = text_.stretch(sample, length, arguments_.documents);
-        add_sample(comparison.methods, compare_stretch(stretch, pass, progress));
+        add_sample(comparison.methods, compare_stretch(stretch, sample == 0 ? comparison.title : "", pass, progress));
         comparison.sequences += static_cast<int>(stretch.offsets.size()) - 1;
         comparison.labels += count_labels(stretch);
         comparison.sampled_queries += static_cast<std::int64_t>(

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "sparseattn/app/detail/prefill_job.hpp"
+#include "sparseattn/app/detail/prefill_pictures.hpp"
 #include "sparseattn/attention/measures.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/io/attention_file.hpp"
@@ -60,6 +61,7 @@ class FileInput : public PrefillInput {
     std::vector<ModelSelector> methods_;
     std::vector<AttentionFileLayer> layers_;
     std::vector<std::vector<LayerSelector>> selectors_;  // [entry of layers_][method]
+    std::optional<PrefillPictures> pictures_;
 };
 
 FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelector> methods)
@@ -84,9 +86,14 @@ FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelecto
         }
     }
     check_sequences();
+    std::vector<int> numbers;
+    int heads = layers_.front().heads;
     for (const AttentionFileLayer& layer : layers_) {
+        numbers.push_back(layer.layer);
+        heads = std::min(heads, layer.heads);
         selectors_.push_back(layer_selectors(methods_, layer.layer, layer.heads, arguments.share_groups));
     }
+    pictures_.emplace(arguments, numbers, heads);
 }
 
 void FileInput::check_sequences() const {
@@ -163,6 +170,7 @@ std::vector<LayerFigures> FileInput::compare(const AttentionFileLayer& layer, La
     const std::int64_t queries = reader_.queries(), keys = reader_.keys();
     const Array1<float, PrefillMem> out("SparseAttn::prefill.out", query.extent(0));
     const auto visit = [&](const MethodResult& result) {
+        pictures_->write("", layer.layer, methods_[result.method].text(), sequences, result.layout);
         if (writer) write(layer, result, *writer);
     };
     const std::size_t at = static_cast<std::size_t>(

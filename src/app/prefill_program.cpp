@@ -47,6 +47,9 @@ void refuse_options(bool checkpoint, const PrefillArguments& arguments) {
         if (given)
             reject(concat(option, " is given, must come with ", needs, "; ", arguments.input.string(), " is not"));
     };
+    if (arguments.pictures.empty() && !(arguments.picture_layers.empty() && arguments.picture_heads.empty())) {
+        reject("--picture-layers and --picture-heads need --pictures");
+    }
     if (checkpoint) {
         refuse(!arguments.output.empty(), "--output", "a file of attention tensors");
         if (arguments.capture.empty() && !arguments.capture_layers.empty()) reject("--capture-layers needs --capture");

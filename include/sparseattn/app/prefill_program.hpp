@@ -36,6 +36,9 @@ struct PrefillArguments {
     int sampled_queries = 64;  // at which attention mass is summed, and next tokens compared
     std::string implementation = "automatic";
     std::filesystem::path json;
+    std::filesystem::path pictures;  // folder for pictures of the layouts
+    std::string picture_layers;      // "0,3,7-9"; empty: all that are compared
+    std::string picture_heads;       // empty: all
     bool dry_run = false;
 };
 
