@@ -140,8 +140,8 @@ TEST(LayerSamples, RefusesWhatDoesNotFit) {
     EXPECT_THAT(message_of([&] { samples.add(tensors); }), HasSubstr("size of key is 6399, must be 100 x 2 x 32"));
 }
 
-// Three heads on keys of their own: near keys, a few columns that all queries look at, and blocks that each block of
-// queries picks.
+// Three heads on keys of their own: some 500 near keys, but other ones for the last queries, which a search along them
+// would follow; a few columns that all queries look at; blocks that each block of queries picks.
 LayerTensors known_heads(int n, std::uint64_t seed) {
     LayerTensors tensors{{0, n}, {0, n}, {}, {}, {}};
     const RandomStream noise(seed, RandomPurpose::test, 0), feature(99, RandomPurpose::test, 1);
@@ -155,11 +155,13 @@ LayerTensors known_heads(int n, std::uint64_t seed) {
     for (int t = 0; t < n; ++t) {
         for (int c = 0; c < d; ++c) {
             const std::size_t at = static_cast<std::size_t>(t) * 3 * d + c;
-            const double drift = 3 * std::cos(0.0009 * (c + 1) * (c + 1) * t + 6.28 * feature.uniform(c));
+            const auto drift = [&](int position) {
+                return 1.6 * std::cos(0.001 * (c % 4 + 1) * position + 6.28 * feature.uniform(c));
+            };
             const double column = t % 307 == 150 ? direction(1, c) : 0;
             const int block = t / 64;
             const double wanted = direction(100 + block / 2, c), own = direction(100 + block, c);
-            const double q[] = {drift, direction(1, c), wanted}, k[] = {drift, column, own};
+            const double q[] = {drift(t < n - 64 ? t : t / 3), direction(1, c), wanted}, k[] = {drift(t), column, own};
             for (int h = 0; h < 3; ++h) {
                 const std::size_t i = at + static_cast<std::size_t>(h) * d;
                 tensors.query[i] = static_cast<float>(q[h] + 0.3 * noise.normal(3 * i));
@@ -173,11 +175,11 @@ LayerTensors known_heads(int n, std::uint64_t seed) {
 
 TEST(MInferenceSearch, FindsThePatternOfEachHead) {
     Samples samples(Exec(), {3, 3, d});
-    samples.add(known_heads(1500, 4));
-    samples.add(known_heads(1100, 5));
+    samples.add(known_heads(3000, 4));
+    samples.add(known_heads(2200, 5));
     MInferenceSearch search;
     search.method.block_sparse_blocks = 3;
-    search.candidates = {{Type::stream_llm, 16, 260},
+    search.candidates = {{Type::stream_llm, 16, 600},
                          {Type::vertical_and_slash, 40, 100},
                          {Type::vertical_and_slash, 400, 60},
                          {Type::block_sparse, 0, 0}};
@@ -189,6 +191,12 @@ TEST(MInferenceSearch, FindsThePatternOfEachHead) {
     for (std::size_t h = 0; h < 3; ++h) {
         const MInferenceChoice& choice = choices[h];
         ASSERT_EQ(choice.trials.size(), 4U);
+        std::string tried;
+        for (const MInferenceTrial& trial : choice.trials) {
+            tried += concat(name(trial.pattern.type), " ", trial.pattern.first, " ", trial.pattern.second, ": error ",
+                            trial.pattern.score, ", density ", trial.density, "\n");
+        }
+        SCOPED_TRACE(tried);
         const MInferenceTrial& best = choice.trials[choice.trial];
         EXPECT_EQ(best.pattern.type, wanted[h]) << "head " << h;
         EXPECT_LT(best.pattern.score, 0.35) << "head " << h;
@@ -198,7 +206,7 @@ TEST(MInferenceSearch, FindsThePatternOfEachHead) {
             EXPECT_EQ(trial.within, trial.density <= budget);
             if (trial.pattern.type == Type::block_sparse) continue;
             EXPECT_TRUE(trial.within);
-            EXPECT_GT(trial.density, 0.8 * budget);
+            EXPECT_GT(trial.density, 0.6 * budget);
             EXPECT_GE(trial.pattern.score, best.pattern.score);
         }
         heads.push_back(best.pattern);
@@ -270,7 +278,7 @@ TEST(ThresholdSearch, IsTheSmallestThatMeetsTheError) {
 TEST(ThresholdSearch, IsTheLargestThatMeetsTheDensity) {
     Samples samples(Exec(), {3, 3, d});
     samples.add(known_heads(1500, 10));
-    for (const double density : {0.01, 0.15, 0.4, 1.0}) {
+    for (const double density : {0.01, 0.3, 0.5, 1.0}) {
         ThresholdSearch search;
         search.method.block = 64;
         search.density = density;
@@ -288,7 +296,7 @@ TEST(ThresholdSearch, IsTheLargestThatMeetsTheDensity) {
                 EXPECT_GT(more[h], density) << "head " << h;
             }
         }
-        EXPECT_EQ(choice.met, std::vector<bool>(3, density >= 0.15));
+        EXPECT_EQ(choice.met, std::vector<bool>(3, density >= 0.3));
         if (density == 1) {
             EXPECT_EQ(choice.thresholds, std::vector<double>(3, 1.0));
         }
