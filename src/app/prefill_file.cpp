@@ -50,7 +50,6 @@ class FileInput : public PrefillInput {
     void run(Log& log, const std::function<void(const PrefillComparison&)>& done) override;
 
   private:
-    void check_sequences() const;
     std::vector<LayerFigures> compare(const AttentionFileLayer& layer, LayerComparison& comparison,
                                       const Sequences<PrefillMem>& sequences,
                                       std::optional<AttentionFileWriter>& writer) const;
@@ -85,7 +84,7 @@ FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelecto
                                    " has the same group of results as another, ", group_name(method)));
         }
     }
-    check_sequences();
+    require_enough_keys(reader_);
     std::vector<int> numbers;
     int heads = layers_.front().heads;
     for (const AttentionFileLayer& layer : layers_) {
@@ -94,18 +93,6 @@ FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelecto
         selectors_.push_back(layer_selectors(methods_, layer.layer, layer.heads, arguments.share_groups));
     }
     pictures_.emplace(arguments, numbers, heads);
-}
-
-void FileInput::check_sequences() const {
-    const AttentionFileHeader& header = reader_.header();
-    for (std::size_t s = 0; s + 1 < header.query_offsets.size(); ++s) {
-        const int queries = header.query_offsets[s + 1] - header.query_offsets[s];
-        const int keys = header.key_offsets[s + 1] - header.key_offsets[s];
-        if (header.causal && keys < queries) {
-            throw FileError(concat(reader_.path().string(), ": sequence ", s, " has ", keys, " keys for ", queries,
-                                   " queries, must have at least as many keys as queries"));
-        }
-    }
 }
 
 std::string FileInput::text() const {

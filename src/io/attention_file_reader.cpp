@@ -257,6 +257,18 @@ const AttentionFileLayer& AttentionFileReader::find(int layer) const {
     throw FileError(concat(path().string(), ": has no layer ", layer, ", must be one of ", known));
 }
 
+void require_enough_keys(const AttentionFileReader& file) {
+    const AttentionFileHeader& header = file.header();
+    for (std::size_t s = 0; header.causal && s + 1 < header.query_offsets.size(); ++s) {
+        const int queries = header.query_offsets[s + 1] - header.query_offsets[s];
+        const int keys = header.key_offsets[s + 1] - header.key_offsets[s];
+        if (keys < queries) {
+            throw FileError(concat(file.path().string(), ": sequence ", s, " has ", keys, " keys for ", queries,
+                                   " queries, must have at least as many keys as queries"));
+        }
+    }
+}
+
 template <class T>
 std::vector<T> AttentionFileReader::read(int layer, AttentionTensor tensor) const {
     const AttentionFileLayer& shape = find(layer);

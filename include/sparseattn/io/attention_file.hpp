@@ -64,6 +64,10 @@ class AttentionFileReader {
     std::unique_ptr<State> state_;
 };
 
+/// FileError naming the sequence when the file is causal and a sequence has fewer keys than queries: attention takes
+/// it, selection does not.
+void require_enough_keys(const AttentionFileReader& file);
+
 /// A block layout as plain arrays on the host: BlockLayout (layout/block_layout.hpp) without its grid, which the
 /// offsets and the block give.
 struct StoredLayout {
