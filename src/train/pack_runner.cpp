@@ -21,6 +21,8 @@ struct Layout {
           transposed(transpose(exec, sequences, lists)) {}
 };
 
+}  // namespace
+
 Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack) {
     Batch<TrainMem> batch;
     batch.sequences = Sequences<TrainMem>(pack.offsets);
@@ -30,8 +32,6 @@ Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack) {
     batch.label_count = count_labels(pack);
     return batch;
 }
-
-}  // namespace
 
 std::int64_t count_labels(const PackedTokens& pack) {
     return std::count_if(pack.labels.begin(), pack.labels.end(), [](std::int32_t label) { return label >= 0; });

@@ -23,6 +23,9 @@ struct PackSettings {
 // Labels of a pack that count.
 [[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
 
+// The pack on the device.
+[[nodiscard]] Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack);
+
 class PackRunner {
   public:
     PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings);
