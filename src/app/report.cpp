@@ -2,12 +2,11 @@
 
 #include "sparseattn/app/detail/svg.hpp"
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/xml.hpp"
 #include "sparseattn/io/files.hpp"
 
 namespace sparseattn {
 namespace {
-
-using detail::escape_xml;
 
 const char style[] = R"(
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2430; --faint: #d9dde3; --soft: #5b6675;

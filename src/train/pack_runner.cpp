@@ -22,19 +22,10 @@ struct Layout {
           transposed(transpose(exec, sequences, lists)) {}
 };
 
+// Labels of some tokens that count.
 std::int64_t labels_in(const PackedTokens& pack, const IndexRange& range) {
     return std::count_if(pack.labels.begin() + range.begin, pack.labels.begin() + range.end,
                          [](std::int32_t label) { return label >= 0; });
-}
-
-Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack) {
-    Batch<TrainMem> batch;
-    batch.sequences = Sequences<TrainMem>(pack.offsets);
-    batch.tokens = to_device(exec, "SparseAttn::batch.tokens", pack.tokens);
-    batch.positions = to_device(exec, "SparseAttn::batch.positions", pack.positions);
-    batch.labels = to_device(exec, "SparseAttn::batch.labels", pack.labels);
-    batch.label_count = labels_in(pack, {0, static_cast<std::int64_t>(pack.labels.size())});
-    return batch;
 }
 
 // The tokens of `range`, with the pieces of documents that they are.
@@ -53,6 +44,20 @@ PackedTokens cut(const PackedTokens& pack, const IndexRange& range) {
 }
 
 }  // namespace
+
+Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack) {
+    Batch<TrainMem> batch;
+    batch.sequences = Sequences<TrainMem>(pack.offsets);
+    batch.tokens = to_device(exec, "SparseAttn::batch.tokens", pack.tokens);
+    batch.positions = to_device(exec, "SparseAttn::batch.positions", pack.positions);
+    batch.labels = to_device(exec, "SparseAttn::batch.labels", pack.labels);
+    batch.label_count = count_labels(pack);
+    return batch;
+}
+
+std::int64_t count_labels(const PackedTokens& pack) {
+    return labels_in(pack, {0, static_cast<std::int64_t>(pack.labels.size())});
+}
 
 PackSettings pack_settings(const TrainOptions& options) {
     const SparsityOptions& sparsity = options.sparsity;

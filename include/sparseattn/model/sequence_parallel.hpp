@@ -12,12 +12,6 @@
 
 namespace sparseattn {
 
-/// What selects in one layer.
-struct LayerSelector {
-    SelectorOptions method;
-    HeadPlan heads;
-};
-
 /// What attention computes in the layers of a pack.
 struct SequenceParallelTask {
     /// Of every layer, or one entry for all of them. Causal methods, all of one block size.

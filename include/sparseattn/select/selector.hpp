@@ -65,6 +65,12 @@ struct HeadPlan {
     bool share_groups = false;
 };
 
+/// What selects in one layer.
+struct LayerSelector {
+    SelectorOptions method;
+    HeadPlan heads;
+};
+
 /// The layout of query [T_q, Hq, d] and key [T_k, Hkv, d] (float or bf16) by the method of `options`, heads as `plan`
 /// says. The layout is a constant for gradients. Waits for `exec`: the number of blocks decides the allocation.
 /// Throws InvalidArgument for options out of range and shapes that do not fit.

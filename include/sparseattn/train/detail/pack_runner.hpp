@@ -27,6 +27,12 @@ struct PackSettings {
 
 [[nodiscard]] PackSettings pack_settings(const TrainOptions& options);
 
+// Labels of a pack that count.
+[[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
+
+// The pack on the device.
+[[nodiscard]] Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack);
+
 // How several ranks share attention.
 [[nodiscard]] SequenceParallelOptions spread_options(const PackSettings& settings);
 // What several ranks compute together in every layer of a pack; `gate` of query heads, empty: every head dense.
