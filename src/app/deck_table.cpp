@@ -63,6 +63,8 @@ void add_run(std::vector<DeckKey>& keys) {
                  "Evaluations also measure the same weights with every head streaming."),
             real("run", "time_limit", 0, "s", 0, 1e9,
                  "Wall time after which the run writes a checkpoint and stops with exit code 75; 0: none."),
+            real("run", "patience", 900, "s", 0, 1e9,
+                 "How long ranks wait for one that does not come before the job ends; 0: for ever."),
         });
 }
 

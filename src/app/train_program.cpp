@@ -194,7 +194,7 @@ void finish(Log& log, const TrainOptions& options, const TrainResult& result) {
 
 int train_program(const RunOptions& run, const Runtime& runtime) {
     const Clock::time_point start = Clock::now();
-    const Communicator& world = runtime.world();
+    Communicator world = runtime.world();
     const bool root = world.rank() == 0;
     Setup setup = shared_setup(run, world);
     std::optional<TokenDataset> data;
@@ -204,6 +204,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
         fit_data(setup.deck, *data);
         options = train_options(setup.deck, world.size());
     });
+    world.set_patience(setup.deck.real("run.patience"));
     if (run.dry_run) {
         if (root) print_dry_run(options, setup, *data, world.size());
         return exit_code::done;

@@ -10,6 +10,8 @@ namespace {
 
 constexpr std::int64_t largest_chunk = std::int64_t{1} << 30;
 constexpr int gather_tag = 1;
+constexpr int here_tag = 10;
+constexpr int go_tag = 11;
 constexpr std::int64_t gathered_elements = std::int64_t{1} << 18;  // of all ranks at once, in a sum
 
 using detail::check_mpi;
@@ -40,8 +42,8 @@ class Communicator::Handle {
 
 Communicator::Communicator() : chunk_(largest_chunk) {}
 
-Communicator::Communicator(MPI_Comm owned, std::int64_t chunk)
-    : handle_(std::make_shared<const Handle>(owned)), chunk_(chunk) {
+Communicator::Communicator(MPI_Comm owned, std::int64_t chunk, double patience)
+    : handle_(std::make_shared<const Handle>(owned)), chunk_(chunk), patience_(patience) {
     check_mpi(MPI_Comm_set_errhandler(owned, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     check_mpi(MPI_Comm_rank(owned, &rank_), "MPI_Comm_rank");
     check_mpi(MPI_Comm_size(owned, &size_), "MPI_Comm_size");
@@ -51,25 +53,29 @@ Communicator Communicator::world() {
     if (!mpi_runs()) throw Error("Communicator::world: MPI is not initialised, or already finalised");
     MPI_Comm duplicate = MPI_COMM_NULL;
     check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &duplicate), "MPI_Comm_dup");
-    return Communicator(duplicate, largest_chunk);
+    return Communicator(duplicate, largest_chunk, 0);
 }
 
 Communicator Communicator::split(int color, int key) const {
     require(color >= 0, "color", color, "at least 0");
     if (local()) return *this;
+    roll_call("split");
     MPI_Comm part = MPI_COMM_NULL;
     check_mpi(MPI_Comm_split(handle_->get(), color, key, &part), "MPI_Comm_split");
-    return Communicator(part, chunk_);
+    return Communicator(part, chunk_, patience_);
 }
 
 void Communicator::barrier() const {
-    if (!local()) check_mpi(MPI_Barrier(handle_->get()), "MPI_Barrier");
+    if (local()) return;
+    roll_call("barrier");
+    check_mpi(MPI_Barrier(handle_->get()), "MPI_Barrier");
 }
 
 template <class T>
 void Communicator::all_reduce_sum(T* data, std::int64_t count) const {
     check_count(count);
     if (local()) return;
+    roll_call("all_reduce_sum");
     if constexpr (std::is_integral_v<T>) {
         in_chunks(data, count, chunk_, [&](T* piece, int size) {
             check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_SUM, handle_->get()),
@@ -98,6 +104,7 @@ template <class T>
 void Communicator::all_reduce_max(T* data, std::int64_t count) const {
     check_count(count);
     if (local()) return;
+    roll_call("all_reduce_max");
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
         check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_MAX, handle_->get()), "MPI_Allreduce");
     });
@@ -108,6 +115,7 @@ void Communicator::broadcast(T* data, std::int64_t count, int root) const {
     check_count(count);
     require(root >= 0 && root < size_, "root", root, concat("from 0 to ", size_ - 1));
     if (local()) return;
+    roll_call("broadcast");
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
         check_mpi(MPI_Bcast(piece, size, mpi_type<T>(), root, handle_->get()), "MPI_Bcast");
     });
@@ -123,6 +131,7 @@ void Communicator::broadcast(std::string& text, int root) const {
 std::vector<std::string> Communicator::gather(const std::string& mine, int root) const {
     require(root >= 0 && root < size_, "root", root, concat("from 0 to ", size_ - 1));
     if (local()) return {mine};
+    roll_call("gather");
     auto length = static_cast<std::int64_t>(mine.size());
     std::vector<std::int64_t> lengths(rank_ == root ? static_cast<std::size_t>(size_) : 0);
     check_mpi(MPI_Gather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, root, handle_->get()), "MPI_Gather");
@@ -152,6 +161,35 @@ std::vector<std::string> Communicator::all_gather(const std::string& mine) const
     all.resize(static_cast<std::size_t>(size_));
     for (std::string& text : all) broadcast(text, 0);
     return all;
+}
+
+void Communicator::set_patience(double seconds) {
+    require(seconds >= 0, "seconds", seconds, "at least 0");
+    patience_ = seconds;
+}
+
+// Returns when every rank has come here.
+void Communicator::roll_call(const char* call) const {
+    if (patience_ <= 0) return;
+    char word = 0;
+    std::vector<MPI_Request> messages;
+    const auto post = [&](auto function, int rank, int tag) {
+        messages.push_back(MPI_REQUEST_NULL);
+        check_mpi(function(&word, 0, MPI_CHAR, rank, tag, handle_->get(), &messages.back()), "roll call");
+    };
+    if (rank_ != 0) {
+        post(MPI_Isend, 0, here_tag);
+        post(MPI_Irecv, 0, go_tag);
+        detail::wait_for(messages, {0, 0}, handle_->get(), 2 * patience_, call);
+        return;
+    }
+    std::vector<int> others;
+    for (int rank = 1; rank < size_; ++rank) others.push_back(rank);
+    for (const int rank : others) post(MPI_Irecv, rank, here_tag);
+    detail::wait_for(messages, others, handle_->get(), patience_, call);
+    messages.clear();
+    for (const int rank : others) post(MPI_Isend, rank, go_tag);
+    detail::wait_for(messages, others, handle_->get(), patience_, call);
 }
 
 void Communicator::set_chunk(std::int64_t elements) {

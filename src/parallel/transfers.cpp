@@ -18,6 +18,7 @@ void Transfers::send(const T* data, std::int64_t count, int to, int tag) {
         detail::check_mpi(MPI_Isend(piece, size, detail::mpi_type<T>(), to, tag, communicator_.handle(), &request),
                           "MPI_Isend");
         requests_.push_back(request);
+        peers_.push_back(to);
         ++messages_sent_;
     });
     bytes_sent_ += count * static_cast<std::int64_t>(sizeof(T));
@@ -31,6 +32,7 @@ void Transfers::receive(T* data, std::int64_t count, int from, int tag) {
         detail::check_mpi(MPI_Irecv(piece, size, detail::mpi_type<T>(), from, tag, communicator_.handle(), &request),
                           "MPI_Irecv");
         requests_.push_back(request);
+        peers_.push_back(from);
     });
 }
 
@@ -38,15 +40,17 @@ bool Transfers::done() {
     int done = 1;
     detail::check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE),
                       "MPI_Testall");
-    if (done != 0) requests_.clear();
-    return done != 0;
+    if (done == 0) return false;
+    requests_.clear();
+    peers_.clear();
+    return true;
 }
 
 void Transfers::wait() {
     if (requests_.empty()) return;
-    detail::check_mpi(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-                      "MPI_Waitall");
+    detail::wait_for(requests_, peers_, communicator_.handle(), communicator_.patience(), "an exchange of messages");
     requests_.clear();
+    peers_.clear();
 }
 
 #define SPARSEATTN_INSTANTIATE(T)                                        \

@@ -90,18 +90,28 @@ class Communicator {
     /// Local.
     [[nodiscard]] std::int64_t chunk() const { return chunk_; }
 
+    /// How long a rank waits for others, in seconds; then the call throws an Error that names those who did not come.
+    /// 0, the standard: for ever. Collectives begin with a roll call that rank 0 takes when this is set, at the cost of
+    /// two small messages a rank; ranks other than 0 wait twice as long, because rank 0 may have to wait first. The
+    /// same on all ranks; copies and splits inherit it. Local.
+    void set_patience(double seconds);
+    /// Local.
+    [[nodiscard]] double patience() const { return patience_; }
+
     /// The MPI communicator; MPI_COMM_SELF for the single process (usable only where MPI is initialised). Local.
     [[nodiscard]] MPI_Comm handle() const;
 
   private:
     class Handle;
-    explicit Communicator(MPI_Comm owned, std::int64_t chunk);
+    explicit Communicator(MPI_Comm owned, std::int64_t chunk, double patience);
+    void roll_call(const char* call) const;
     [[nodiscard]] bool local() const { return handle_ == nullptr; }
 
     std::shared_ptr<const Handle> handle_;  // null: the single process
     int rank_ = 0;
     int size_ = 1;
     std::int64_t chunk_;
+    double patience_ = 0;
 };
 
 }  // namespace sparseattn

@@ -41,6 +41,7 @@ class Transfers {
 
     Communicator communicator_;
     std::vector<MPI_Request> requests_;
+    std::vector<int> peers_;  // the rank at the other end of each
     std::int64_t bytes_sent_ = 0;
     std::int64_t messages_sent_ = 0;
 };

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "sparseattn/core/error.hpp"
 
@@ -44,5 +45,11 @@ inline bool mpi_runs() {
     return MPI_Initialized(&initialised) == MPI_SUCCESS && MPI_Finalized(&finalised) == MPI_SUCCESS &&
            initialised != 0 && finalised == 0;
 }
+
+/// MPI_Waitall, for at most `patience` seconds (0: for ever): then an Error that names the ranks (as MPI_COMM_WORLD
+/// numbers them) at the other end of what is not done, messages[i] being with rank peers[i] of `communicator`, and the
+/// `call` that waits.
+void wait_for(std::vector<MPI_Request>& messages, const std::vector<int>& peers, MPI_Comm communicator, double patience,
+              const char* call);
 
 }  // namespace sparseattn::detail
