@@ -68,7 +68,18 @@ Communicator Communicator::split(int color, int key) const {
 void Communicator::barrier() const {
     if (local()) return;
     roll_call("barrier");
-    check_mpi(MPI_Barrier(handle_->get()), "MPI_Barrier");
+    collective("barrier", [&](MPI_Request* done) { return MPI_Ibarrier(handle_->get(), done); });
+}
+
+// Starts an MPI operation and waits for it.
+template <class Start>
+void Communicator::collective(const char* call, const Start& start) const {
+    std::vector<MPI_Request> message = {MPI_REQUEST_NULL};
+    check_mpi(start(message.data()), call);
+    if (detail::wait_within(message, patience_)) return;
+    // All ranks had come: those that still answer are not the reason.
+    roll_call(call);
+    throw Error(concat(call, " did not end within ", patience_, " s"));
 }
 
 template <class T>
@@ -78,8 +89,9 @@ void Communicator::all_reduce_sum(T* data, std::int64_t count) const {
     roll_call("all_reduce_sum");
     if constexpr (std::is_integral_v<T>) {
         in_chunks(data, count, chunk_, [&](T* piece, int size) {
-            check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_SUM, handle_->get()),
-                      "MPI_Allreduce");
+            collective("all_reduce_sum", [&](MPI_Request* done) {
+                return MPI_Iallreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_SUM, handle_->get(), done);
+            });
         });
         return;
     }
@@ -87,8 +99,9 @@ void Communicator::all_reduce_sum(T* data, std::int64_t count) const {
     const std::int64_t most = std::min(chunk_, std::max<std::int64_t>(gathered_elements / size_, 1));
     std::vector<T> all(static_cast<std::size_t>(std::min(most, count) * size_));
     in_chunks(data, count, most, [&](T* piece, int size) {
-        check_mpi(MPI_Allgather(piece, size, mpi_type<T>(), all.data(), size, mpi_type<T>(), handle_->get()),
-                  "MPI_Allgather");
+        collective("all_reduce_sum", [&](MPI_Request* done) {
+            return MPI_Iallgather(piece, size, mpi_type<T>(), all.data(), size, mpi_type<T>(), handle_->get(), done);
+        });
         for (int i = 0; i < size; ++i) {
             T sum = all[static_cast<std::size_t>(i)];
             for (int rank = 1; rank < size_; ++rank) {
@@ -106,7 +119,9 @@ void Communicator::all_reduce_max(T* data, std::int64_t count) const {
     if (local()) return;
     roll_call("all_reduce_max");
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
-        check_mpi(MPI_Allreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_MAX, handle_->get()), "MPI_Allreduce");
+        collective("all_reduce_max", [&](MPI_Request* done) {
+            return MPI_Iallreduce(MPI_IN_PLACE, piece, size, mpi_type<T>(), MPI_MAX, handle_->get(), done);
+        });
     });
 }
 
@@ -117,7 +132,9 @@ void Communicator::broadcast(T* data, std::int64_t count, int root) const {
     if (local()) return;
     roll_call("broadcast");
     in_chunks(data, count, chunk_, [&](T* piece, int size) {
-        check_mpi(MPI_Bcast(piece, size, mpi_type<T>(), root, handle_->get()), "MPI_Bcast");
+        collective("broadcast", [&](MPI_Request* done) {
+            return MPI_Ibcast(piece, size, mpi_type<T>(), root, handle_->get(), done);
+        });
     });
 }
 
@@ -134,10 +151,14 @@ std::vector<std::string> Communicator::gather(const std::string& mine, int root)
     roll_call("gather");
     auto length = static_cast<std::int64_t>(mine.size());
     std::vector<std::int64_t> lengths(rank_ == root ? static_cast<std::size_t>(size_) : 0);
-    check_mpi(MPI_Gather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, root, handle_->get()), "MPI_Gather");
+    collective("gather", [&](MPI_Request* done) {
+        return MPI_Igather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, root, handle_->get(), done);
+    });
     if (rank_ != root) {
         in_chunks(mine.data(), length, chunk_, [&](const char* piece, int size) {
-            check_mpi(MPI_Send(piece, size, MPI_CHAR, root, gather_tag, handle_->get()), "MPI_Send");
+            collective("gather", [&](MPI_Request* done) {
+                return MPI_Isend(piece, size, MPI_CHAR, root, gather_tag, handle_->get(), done);
+            });
         });
         return {};
     }
@@ -150,7 +171,9 @@ std::vector<std::string> Communicator::gather(const std::string& mine, int root)
         }
         text.resize(static_cast<std::size_t>(lengths[static_cast<std::size_t>(rank)]));
         in_chunks(text.data(), static_cast<std::int64_t>(text.size()), chunk_, [&](char* piece, int size) {
-            check_mpi(MPI_Recv(piece, size, MPI_CHAR, rank, gather_tag, handle_->get(), MPI_STATUS_IGNORE), "MPI_Recv");
+            collective("gather", [&](MPI_Request* done) {
+                return MPI_Irecv(piece, size, MPI_CHAR, rank, gather_tag, handle_->get(), done);
+            });
         });
     }
     return all;

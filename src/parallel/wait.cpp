@@ -36,12 +36,11 @@ std::string missing(const std::vector<MPI_Request>& messages, const std::vector<
 
 }  // namespace
 
-void wait_for(std::vector<MPI_Request>& messages, const std::vector<int>& peers, MPI_Comm communicator, double patience,
-              const char* call) {
+bool wait_within(std::vector<MPI_Request>& messages, double patience) {
     const int count = static_cast<int>(messages.size());
     if (patience <= 0) {
         check_mpi(MPI_Waitall(count, messages.data(), MPI_STATUSES_IGNORE), "MPI_Waitall");
-        return;
+        return true;
     }
     using Clock = std::chrono::steady_clock;
     const Clock::time_point start = Clock::now();
@@ -49,13 +48,16 @@ void wait_for(std::vector<MPI_Request>& messages, const std::vector<int>& peers,
     for (;;) {
         int done = 0;
         check_mpi(MPI_Testall(count, messages.data(), &done, MPI_STATUSES_IGNORE), "MPI_Testall");
-        if (done != 0) return;
-        if (Clock::now() - start > limit) {
-            throw Error(
-                concat(missing(messages, peers, communicator), " did not come to ", call, " within ", patience, " s"));
-        }
+        if (done != 0) return true;
+        if (Clock::now() - start > limit) return false;
         std::this_thread::yield();  // ranks may share cores
     }
+}
+
+void wait_for(std::vector<MPI_Request>& messages, const std::vector<int>& peers, MPI_Comm communicator, double patience,
+              const char* call) {
+    if (wait_within(messages, patience)) return;
+    throw Error(concat(missing(messages, peers, communicator), " did not come to ", call, " within ", patience, " s"));
 }
 
 }  // namespace sparseattn::detail

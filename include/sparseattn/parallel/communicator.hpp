@@ -91,9 +91,9 @@ class Communicator {
     [[nodiscard]] std::int64_t chunk() const { return chunk_; }
 
     /// How long a rank waits for others, in seconds; then the call throws an Error that names those who did not come.
-    /// 0, the standard: for ever. Collectives begin with a roll call that rank 0 takes when this is set, at the cost of
-    /// two small messages a rank; ranks other than 0 wait twice as long, because rank 0 may have to wait first. The
-    /// same on all ranks; copies and splits inherit it. Local.
+    /// 0, the standard: for ever. With it, collectives begin with a roll call that rank 0 takes, two small messages a
+    /// rank; ranks other than 0 wait twice as long, because rank 0 may have to wait first. The same on all ranks;
+    /// copies and splits inherit it. Local.
     void set_patience(double seconds);
     /// Local.
     [[nodiscard]] double patience() const { return patience_; }
@@ -105,6 +105,8 @@ class Communicator {
     class Handle;
     explicit Communicator(MPI_Comm owned, std::int64_t chunk, double patience);
     void roll_call(const char* call) const;
+    template <class Start>
+    void collective(const char* call, const Start& start) const;
     [[nodiscard]] bool local() const { return handle_ == nullptr; }
 
     std::shared_ptr<const Handle> handle_;  // null: the single process

@@ -46,6 +46,8 @@ inline bool mpi_runs() {
            initialised != 0 && finalised == 0;
 }
 
+/// MPI_Waitall, for at most `patience` seconds (0: for ever); whether all messages are done.
+[[nodiscard]] bool wait_within(std::vector<MPI_Request>& messages, double patience);
 /// MPI_Waitall, for at most `patience` seconds (0: for ever): then an Error that names the ranks (as MPI_COMM_WORLD
 /// numbers them) at the other end of what is not done, messages[i] being with rank peers[i] of `communicator`, and the
 /// `call` that waits.
