@@ -67,7 +67,7 @@ struct SequenceParallelAttention<Exec, T>::State {
     Array1<std::byte, Mem> memory;
     SequenceBuffers<T, Mem> buffers;
     Array1<float, Mem> gate, dgate;                       // of this rank's heads, as plan->gate_heads()
-    std::vector<std::vector<WholeLayout<Mem>>> selected;  // [layer][piece], of selected heads
+    std::vector<std::vector<WholeLayout<Mem>>> selected;  // [layer, or one for all][piece], of selected heads
     Workspace<Mem> workspace;                             // of selectors and attention calls, one after the other
     Exchange gather[2], back, halo, own;
 
@@ -102,8 +102,11 @@ struct SequenceParallelAttention<Exec, T>::State {
         }
     }
 
+    [[nodiscard]] std::size_t kept_set(int layer) const {
+        return selected.size() == 1 ? 0 : static_cast<std::size_t>(layer);
+    }
     [[nodiscard]] const WholeLayout<Mem>& chosen_layout(int layer, std::size_t piece) const {
-        return selected[static_cast<std::size_t>(layer)][piece];
+        return selected[kept_set(layer)][piece];
     }
 
     void compute_piece(int layer, std::size_t i, const Span2<T, Mem>& out) {
@@ -112,7 +115,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         const SavedPiece<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].pieces[i];
         const int d = config.head_dim, queries = static_cast<int>(heads.heads.queries.size());
         const auto inputs = inputs_of<AttentionInputs<T, Mem>>(saved.inputs, heads.heads, d);
-        if (!heads.known) select_layout(heads, inputs, selected[static_cast<std::size_t>(layer)][i]);
+        if (!heads.known) select_layout(heads, inputs, selected[kept_set(layer)][i]);
         const Layouts layouts(*this, heads, &chosen_layout(layer, i));
         forward_call<Exec, T>({exec, inputs, plan->sequences(), layouts.plan, saved.branches, workspace},
                               heads_of(out, 0, queries, d));
@@ -270,8 +273,6 @@ void SequenceParallelAttention<Exec, T>::begin_pack(const std::vector<std::int32
     for (const int i : s.plan->gate_heads()) gate.push_back(task.gate[static_cast<std::size_t>(i)]);
     s.gate = to_device(s.exec, "SparseAttn::gate", gate);
     s.dgate = zeros<float>(s.exec, "SparseAttn::dgate", static_cast<std::int64_t>(gate.size()));
-    s.selected.clear();
-    for (int l = 0; l < s.config.num_hidden_layers; ++l) s.selected.emplace_back(s.plan->layer(l).pieces.size());
 }
 
 template <class Exec, class T>
@@ -289,6 +290,10 @@ void SequenceParallelAttention<Exec, T>::prepare(const ModelConfig& config, cons
             Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::sequence_parallel"), bytes);
     }
     s.buffers = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, s.memory.data());
+    std::size_t pieces = 0;
+    for (int l = 0; l < config.num_hidden_layers; ++l) pieces = std::max(pieces, s.plan->layer(l).pieces.size());
+    s.selected.resize(pass.training && !pass.recompute ? static_cast<std::size_t>(config.num_hidden_layers) : 1);
+    for (auto& layer : s.selected) layer.resize(pieces);
 }
 
 template <class Exec, class T>

@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include "support/kokkos_tools.hpp"
+
 namespace sparseattn::test {
 namespace {
 
@@ -57,8 +59,9 @@ void expect_same(const SequenceCase& c, double tolerance, const SequenceParallel
 
 constexpr double float_tolerance = 1e-5, double_tolerance = 1e-13;
 
-class HeadCounts : public testing::TestWithParam<std::tuple<int, int>> {};
-INSTANTIATE_TEST_SUITE_P(All, HeadCounts, testing::Combine(testing::Values(1000, 1001), testing::Values(1, 2, 4, 8)),
+class HeadCounts : public ::testing::TestWithParam<std::tuple<int, int>> {};
+INSTANTIATE_TEST_SUITE_P(All, HeadCounts,
+                         ::testing::Combine(::testing::Values(1000, 1001), ::testing::Values(1, 2, 4, 8)),
                          [](const auto& info) {
                              return concat("Tokens", std::get<0>(info.param), "Kv", std::get<1>(info.param));
                          });
@@ -204,14 +207,19 @@ TEST(SequenceParallel, SmallPiecesOfMessages) {
         float_tolerance);
 }
 
-TEST(SequenceParallel, SteadyStateAllocatesOnlyThePlan) {
+TEST(SequenceParallel, SteadyStateAllocatesNothingAndNamesItsKernels) {
     const Communicator group = Communicator::world();
     const SequenceCase c{odd_documents(1001), 2, streaming, gates_of_groups(2)};
     SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config());
     one_of_ranks(attention, group, c);
-    one_of_ranks(attention, group, c);
     const std::int64_t held = attention.allocated();
-    one_of_ranks(attention, group, c);
+    one_of_ranks(attention, group, c, [](const auto& pass) {
+        const sparseattn::testing::KokkosRecording recording;
+        pass();
+        EXPECT_TRUE(recording.allocations().empty()) << recording.allocations().front();
+        EXPECT_FALSE(recording.kernels().empty());
+        for (const auto& kernel : recording.kernels()) EXPECT_THAT(kernel.label, ::testing::StartsWith("SparseAttn::"));
+    });
     EXPECT_EQ(attention.allocated(), held);
 }
 
@@ -297,7 +305,7 @@ std::string message(const Call& call) {
 }
 
 TEST(SequenceParallel, BadArgumentsAreNamed) {
-    using testing::HasSubstr;
+    using ::testing::HasSubstr;
     const Communicator group = Communicator::world();
     const SequenceCase c{{0, 100}, 2, streaming, gates};
     SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config());

@@ -78,7 +78,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     void forward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<T, Mem>& out) override;
     void backward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<const T, Mem>& out,
                   const HeadsView<const T, Mem>& dout, const AttentionGradients<T, Mem>& gradients) override;
-    /// Of the pack that was set.
+    /// Of the pack that was set; selected layouts are counted as if every block were kept.
     [[nodiscard]] AttentionBytes bytes(const ModelConfig& config, const PassShape& pass) const override;
     /// Of the first rank of a group of `ranks` with pass.tokens tokens each, one document. Builds that pack's plan.
     [[nodiscard]] static AttentionBytes bytes_of(const Exec& exec, const ModelConfig& config, const PassShape& pass,
