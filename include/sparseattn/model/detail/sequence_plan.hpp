@@ -84,6 +84,8 @@ class SequencePlan {
     SequencePlan(const Exec& exec, const ModelConfig& config, const TokenShards& shards, int rank,
                  const std::vector<std::int32_t>& offsets, const SequenceParallelTask& task,
                  const SequenceParallelOptions& options);
+    SequencePlan(const SequencePlan&) = delete;  // layers point to layouts
+    SequencePlan& operator=(const SequencePlan&) = delete;
 
     [[nodiscard]] const TokenShards& shards() const { return shards_; }
     [[nodiscard]] const Sequences<Mem>& sequences() const { return whole_.sequences(); }
