@@ -9,7 +9,7 @@ namespace sparseattn::test {
 namespace {
 
 const LayerSelector dense{FullOptions{64, true}, {}};
-const LayerSelector streaming{StreamingOptions{64, 20, 150, Granularity::token, 0, true}, {}};
+const LayerSelector streaming{StreamingOptions{64, 20, 90, Granularity::token, 0, true}, {}};
 const std::vector<float> gates{1.0F, 0.0F, 0.25F, 0.0F, 0.5F, 0.75F, 0.0F, 1.0F};
 
 LayerSelector xattention() {
@@ -274,7 +274,7 @@ TEST(Volume, UnevenHeadsSendAKeyOnceToEveryOwner) {
 
 TEST(Volume, HaloDoesNotDependOnTheNumberOfRanks) {
     const Communicator group = Communicator::world();
-    const std::int64_t d = case_head_dim, kv = 4, sink = 20, local = 150;
+    const std::int64_t d = case_head_dim, kv = 4, sink = 20, local = 90;
     const auto bytes = bytes_of({{0, 1000}, static_cast<int>(kv), streaming, {}});
     EXPECT_EQ(bytes.heads, 0);
     // Window and sinks of one document, from the left: each rank but the last gives its last local - 1 keys, the first
