@@ -69,8 +69,8 @@ TEST(HeadPlacement, CostsCountAndNegativeOnesStay) {
     EXPECT_THAT(place_heads({-1, 1, -1, 1}, 2, 2), ElementsAre(ElementsAre(1), ElementsAre(3)));
     EXPECT_THAT(place_heads({-1, -1}, 1, 2), ElementsAre(ElementsAre(), ElementsAre()));
     EXPECT_THAT(place_heads({0, 0, 0, 0}, 1, 2), ElementsAre(ElementsAre(0, 2), ElementsAre(1, 3)));
-    EXPECT_THROW(place_heads({1, 1, 1}, 2, 1), InvalidArgument);
-    EXPECT_THROW(place_heads({1}, 1, 0), InvalidArgument);
+    EXPECT_THROW((void)place_heads({1, 1, 1}, 2, 1), InvalidArgument);
+    EXPECT_THROW((void)place_heads({1}, 1, 0), InvalidArgument);
 }
 
 TEST(HeadPlacement, BatchesHaveTheSameQueriesForEveryKeyValueHead) {
@@ -102,8 +102,8 @@ TEST(HaloRows, SinksAndWindowOfTheDocumentThatGoesOn) {
     EXPECT_EQ(rows(2, {0, 20, 40}, 4, 5), Pairs());      // begins with the shard
     EXPECT_EQ(rows(2, {0, 20, 20, 40}, 4, 5), Pairs());  // after an empty one
     EXPECT_EQ(rows(2, {0, 13, 40}, 2, 4), (Pairs{{13, 15}, {17, 20}}));
-    EXPECT_THROW(halo_rows(shards, 1, {0, 40}, -1, 5), InvalidArgument);
-    EXPECT_THROW(halo_rows(shards, 1, {0, 40}, 1, 0), InvalidArgument);
+    EXPECT_THROW((void)halo_rows(shards, 1, {0, 40}, -1, 5), InvalidArgument);
+    EXPECT_THROW((void)halo_rows(shards, 1, {0, 40}, 1, 0), InvalidArgument);
 }
 
 // A number that tells token, head and channel.
