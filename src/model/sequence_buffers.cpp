@@ -74,6 +74,23 @@ std::int64_t message_bytes(const SequencePlan<Exec>& plan, const ModelConfig& co
     return there[0] + there[1] + returned + halo;
 }
 
+// Layouts of selected heads, as if every block were kept.
+template <class Exec>
+std::int64_t layout_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass, int block) {
+    const std::int64_t rows = (plan.shards().tokens + block - 1) / block;
+    std::int64_t all = 0, most = 0;
+    for (int l = 0; l < config.num_hidden_layers; ++l) {
+        std::int64_t heads = 0;
+        for (const auto& piece : plan.layer(l).pieces) {
+            if (!piece.heads.known) heads += static_cast<std::int64_t>(piece.heads.heads.queries.size());
+        }
+        const std::int64_t bytes = heads * rows * (rows + 1) / 2 * static_cast<std::int64_t>(sizeof(std::int32_t));
+        all += 2 * bytes;  // with their transposes
+        most = std::max(most, pass.training ? 2 * bytes : bytes);
+    }
+    return pass.training && !pass.recompute ? all : most;
+}
+
 // Workspace of the largest call of attention.
 template <class Exec, class T>
 std::int64_t call_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
@@ -120,7 +137,7 @@ SequenceBuffers<T, typename Exec::memory_space> cut_sequence_buffers(const Seque
 template <class Exec, class T>
 AttentionBytes sequence_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
     const auto buffers = cut_sequence_buffers<Exec, T>(plan, config, pass, nullptr);
-    return {static_cast<std::int64_t>(buffers.saved_bytes),
+    return {static_cast<std::int64_t>(buffers.saved_bytes) + layout_bytes(plan, config, pass, plan.block()),
             static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + message_bytes<Exec, T>(plan, config) +
                 call_bytes<Exec, T>(plan, config, pass)};
 }

@@ -43,7 +43,7 @@ struct SequenceParallelAttention<Exec, T>::State {
 
     State(const Exec& exec_, const Communicator& group_, const ModelConfig& config_,
           const SequenceParallelOptions& options_)
-        : exec(exec_),
+        : planner(exec_),
           group(group_),
           config(config_),
           options(options_),
@@ -56,7 +56,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         require(options.pieces >= 1, "options.pieces", options.pieces, "at least 1");
     }
 
-    Exec exec;
+    Exec planner;  // where packs are planned; passes run where the decoder does
     Communicator group;
     ModelConfig config;
     SequenceParallelOptions options;
@@ -67,7 +67,7 @@ struct SequenceParallelAttention<Exec, T>::State {
     Array1<std::byte, Mem> memory;
     SequenceBuffers<T, Mem> buffers;
     Array1<float, Mem> gate, dgate;                       // of this rank's heads, as plan->gate_heads()
-    std::vector<std::vector<WholeLayout<Mem>>> selected;  // [layer][piece], of selected heads
+    std::vector<std::vector<WholeLayout<Mem>>> selected;  // [layer, or one for all][piece], of selected heads
     Workspace<Mem> workspace;                             // of selectors and attention calls, one after the other
     Exchange gather[2], back, halo, own;
 
@@ -91,7 +91,8 @@ struct SequenceParallelAttention<Exec, T>::State {
         return Span1<float, Mem>(all.data() + heads.gate_begin, heads.heads.queries.size());
     }
 
-    void select_layout(const HeadsPlan<Mem>& heads, const AttentionInputs<T, Mem>& inputs, WholeLayout<Mem>& chosen) {
+    void select_layout(const Exec& exec, const HeadsPlan<Mem>& heads, const AttentionInputs<T, Mem>& inputs,
+                       WholeLayout<Mem>& chosen) {
         if constexpr (std::is_same_v<T, double>) {
             require(false, "task.layers[].method", selector_name(heads.selector.method),
                     "full or streaming in double: other methods select in float");
@@ -102,23 +103,27 @@ struct SequenceParallelAttention<Exec, T>::State {
         }
     }
 
+    [[nodiscard]] std::size_t kept_set(int layer) const {
+        return selected.size() == 1 ? 0 : static_cast<std::size_t>(layer);
+    }
     [[nodiscard]] const WholeLayout<Mem>& chosen_layout(int layer, std::size_t piece) const {
-        return selected[static_cast<std::size_t>(layer)][piece];
+        return selected[kept_set(layer)][piece];
     }
 
-    void compute_piece(int layer, std::size_t i, const Span2<T, Mem>& out) {
+    void compute_piece(const Exec& exec, int layer, std::size_t i, const Span2<T, Mem>& out) {
         const HeadsPlan<Mem>& heads = plan->layer(layer).pieces[i].heads;
         if (heads.heads.empty()) return;
         const SavedPiece<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].pieces[i];
         const int d = config.head_dim, queries = static_cast<int>(heads.heads.queries.size());
         const auto inputs = inputs_of<AttentionInputs<T, Mem>>(saved.inputs, heads.heads, d);
-        if (!heads.known) select_layout(heads, inputs, selected[static_cast<std::size_t>(layer)][i]);
+        if (!heads.known) select_layout(exec, heads, inputs, selected[kept_set(layer)][i]);
         const Layouts layouts(*this, heads, &chosen_layout(layer, i));
         forward_call<Exec, T>({exec, inputs, plan->sequences(), layouts.plan, saved.branches, workspace},
                               heads_of(out, 0, queries, d));
     }
 
-    void differentiate_piece(int layer, std::size_t i, const Span2<T, Mem>& dout, const Span2<T, Mem>& dinputs) {
+    void differentiate_piece(const Exec& exec, int layer, std::size_t i, const Span2<T, Mem>& dout,
+                             const Span2<T, Mem>& dinputs) {
         const HeadsPlan<Mem>& heads = plan->layer(layer).pieces[i].heads;
         if (heads.heads.empty()) return;
         const SavedPiece<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].pieces[i];
@@ -149,7 +154,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         }
     }
 
-    void compute_halo(int layer) {
+    void compute_halo(const Exec& exec, int layer) {
         const HaloHeads<Mem>& heads = plan->layer(layer).halo;
         const SavedHalo<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].halo;
         for_each_halo_call<AttentionInputs<T, Mem>>(
@@ -160,7 +165,7 @@ struct SequenceParallelAttention<Exec, T>::State {
             });
     }
 
-    void differentiate_halo(int layer, const Span2<T, Mem>& dout, const Span2<T, Mem>& dqueries,
+    void differentiate_halo(const Exec& exec, int layer, const Span2<T, Mem>& dout, const Span2<T, Mem>& dqueries,
                             const Span2<T, Mem>& dkeys) {
         const HaloHeads<Mem>& heads = plan->layer(layer).halo;
         const SavedHalo<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].halo;
@@ -178,7 +183,7 @@ struct SequenceParallelAttention<Exec, T>::State {
 
     // ---- passes of a layer ----
 
-    void forward(int layer, const HeadSet<const T, Mem>& inputs, const HeadSet<T, Mem>& results) {
+    void forward(const Exec& exec, int layer, const HeadSet<const T, Mem>& inputs, const HeadSet<T, Mem>& results) {
         const LayerExchange<Mem>& exchange = plan->layer(layer);
         const SavedExchange<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)];
         const std::size_t pieces = exchange.pieces.size();
@@ -194,7 +199,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         if (has_halo) {
             halo.finish(exec);
             own.finish(exec);
-            compute_halo(layer);
+            compute_halo(exec, layer);
             own.start_return(exec, exchange.halo.results, saved.halo.out, results);
             own.finish_return(exec);
         }
@@ -204,14 +209,14 @@ struct SequenceParallelAttention<Exec, T>::State {
             const Route<Mem>& route = exchange.pieces[i].results;
             const Span2<T, Mem> out =
                 plan->gated() ? rows_in(buffers.scratch.results[i % 2], route, config.head_dim) : saved.pieces[i].out;
-            compute_piece(layer, i, out);
+            compute_piece(exec, layer, i, out);
             if (i > 0) back.finish_return(exec);
             back.start_return(exec, route, out, results);
         }
         if (pieces > 0) back.finish_return(exec);
     }
 
-    void backward(int layer, const HeadSet<const T, Mem>& dresults, const HeadSet<T, Mem>& dinputs) {
+    void backward(const Exec& exec, int layer, const HeadSet<const T, Mem>& dresults, const HeadSet<T, Mem>& dinputs) {
         const LayerExchange<Mem>& exchange = plan->layer(layer);
         const SavedExchange<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)];
         const auto& scratch = buffers.scratch;
@@ -230,7 +235,7 @@ struct SequenceParallelAttention<Exec, T>::State {
             const Span2<T, Mem> halo_dout = rows_in(scratch.halo_dout, saved.halo.out);
             own.start(exec, exchange.halo.results, dresults, halo_dout);
             own.finish(exec);
-            differentiate_halo(layer, halo_dout, dqueries, dkeys);
+            differentiate_halo(exec, layer, halo_dout, dqueries, dkeys);
             own.start_return(exec, exchange.halo.own, dqueries, dinputs);
             own.finish_return(exec);
             halo.start_return(exec, exchange.halo.keys, dkeys, dinputs);
@@ -239,7 +244,7 @@ struct SequenceParallelAttention<Exec, T>::State {
             start(i + 1);
             gather[i % 2].finish(exec);
             const Span2<T, Mem> gradients = rows_in(scratch.inputs[i % 2], saved.pieces[i].inputs);
-            differentiate_piece(layer, i, dout(i), gradients);
+            differentiate_piece(exec, layer, i, dout(i), gradients);
             if (i > 0) back.finish_return(exec);
             back.start_return(exec, exchange.pieces[i].inputs, gradients, dinputs);
         }
@@ -264,14 +269,13 @@ void SequenceParallelAttention<Exec, T>::begin_pack(const std::vector<std::int32
     State& s = *state_;
     require(!offsets.empty(), "offsets", "empty", "the borders of the documents");
     s.plan = nullptr;
-    s.plan = std::make_unique<const SequencePlan<Exec>>(s.exec, s.config, TokenShards{offsets.back(), s.group.size()},
-                                                        s.group.rank(), offsets, task, s.options);
+    s.plan = std::make_unique<const SequencePlan<Exec>>(
+        s.planner, s.config, TokenShards{offsets.back(), s.group.size()}, s.group.rank(), offsets, task, s.options);
     std::vector<float> gate;
     for (const int i : s.plan->gate_heads()) gate.push_back(task.gate[static_cast<std::size_t>(i)]);
-    s.gate = to_device(s.exec, "SparseAttn::gate", gate);
-    s.dgate = zeros<float>(s.exec, "SparseAttn::dgate", static_cast<std::int64_t>(gate.size()));
-    s.selected.clear();
-    for (int l = 0; l < s.config.num_hidden_layers; ++l) s.selected.emplace_back(s.plan->layer(l).pieces.size());
+    s.gate = to_device(s.planner, "SparseAttn::gate", gate);
+    s.dgate = zeros<float>(s.planner, "SparseAttn::dgate", static_cast<std::int64_t>(gate.size()));
+    fence(s.planner, "SparseAttn::begin_pack");
 }
 
 template <class Exec, class T>
@@ -289,21 +293,25 @@ void SequenceParallelAttention<Exec, T>::prepare(const ModelConfig& config, cons
             Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::sequence_parallel"), bytes);
     }
     s.buffers = cut_sequence_buffers<Exec, T>(*s.plan, config, pass, s.memory.data());
+    std::size_t pieces = 0;
+    for (int l = 0; l < config.num_hidden_layers; ++l) pieces = std::max(pieces, s.plan->layer(l).pieces.size());
+    s.selected.resize(pass.training && !pass.recompute ? static_cast<std::size_t>(config.num_hidden_layers) : 1);
+    for (auto& layer : s.selected) layer.resize(pieces);
 }
 
 template <class Exec, class T>
-void SequenceParallelAttention<Exec, T>::forward(const Exec&, const LayerInputs<Exec, T>& inputs,
+void SequenceParallelAttention<Exec, T>::forward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
                                                  const HeadsView<T, Mem>& out) {
     const Region region("SparseAttn::sequence_parallel.forward");
-    state_->forward(inputs.layer, {{inputs.heads.query, inputs.heads.key, inputs.heads.value}}, {{out, {}, {}}});
+    state_->forward(exec, inputs.layer, {{inputs.heads.query, inputs.heads.key, inputs.heads.value}}, {{out, {}, {}}});
 }
 
 template <class Exec, class T>
-void SequenceParallelAttention<Exec, T>::backward(const Exec&, const LayerInputs<Exec, T>& inputs,
+void SequenceParallelAttention<Exec, T>::backward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
                                                   const HeadsView<const T, Mem>&, const HeadsView<const T, Mem>& dout,
                                                   const AttentionGradients<T, Mem>& gradients) {
     const Region region("SparseAttn::sequence_parallel.backward");
-    state_->backward(inputs.layer, {{dout, {}, {}}}, {{gradients.query, gradients.key, gradients.value}});
+    state_->backward(exec, inputs.layer, {{dout, {}, {}}}, {{gradients.query, gradients.key, gradients.value}});
 }
 
 template <class Exec, class T>
@@ -336,7 +344,7 @@ template <class Exec, class T>
 std::vector<float> SequenceParallelAttention<Exec, T>::gate_gradients() {
     State& s = *state_;
     require(s.plan != nullptr && s.plan->gated(), "pack", "not gated", "set by begin_pack with gates");
-    const auto mine = to_host(s.exec, s.dgate);
+    const auto mine = to_host(s.planner, s.dgate);
     std::vector<float> all(
         static_cast<std::size_t>(s.config.num_hidden_layers) * static_cast<std::size_t>(s.config.num_attention_heads),
         0.0F);
@@ -369,7 +377,7 @@ std::vector<PieceLayout> SequenceParallelAttention<Exec, T>::layouts(int layer) 
         const HeadsPlan<Mem>& heads = pieces[i].heads;
         if (heads.heads.empty()) continue;
         const BlockLayout<Mem>& lists = (heads.known ? *heads.known : s.chosen_layout(layer, i)).lists;
-        layouts.push_back({heads.heads.queries, to_host(s.exec, lists.head_list), copy_lists(s.exec, lists)});
+        layouts.push_back({heads.heads.queries, to_host(s.planner, lists.head_list), copy_lists(s.planner, lists)});
     }
     return layouts;
 }

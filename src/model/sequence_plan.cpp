@@ -265,8 +265,8 @@ void SequencePlan<Exec>::plan_halo(int l, const std::vector<int>& heads,
                                    const std::vector<std::optional<HeadMode>>& modes, std::vector<bool>& touched) {
     if (heads.empty()) return;
     HaloHeads<Mem>& halo = layers_[static_cast<std::size_t>(l)].halo;
-    // A key between the sinks and the window of the widest head is left out, and moves the later ones closer. It is no
-    // nearer than any head's window then: positions count only there.
+    // Keys between the sinks and the window of the widest head are left out. Distances inside the window stay true, and
+    // the last sink is still `local` keys away from the first query: no window reaches what it did not before.
     std::int64_t sink = 0, local = 1;
     for (const int h : heads) {
         sink = std::max<std::int64_t>(sink, modes[static_cast<std::size_t>(h)]->sink);

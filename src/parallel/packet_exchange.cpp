@@ -151,9 +151,11 @@ void PacketExchange<Exec, T>::receive(T* data, std::int64_t count, int from) {
 template <class Exec, class T>
 void PacketExchange<Exec, T>::wait(const Exec& exec) {
     transfers_.wait();
+    if (arrivals_.empty()) return;
     for (const Arrival& a : arrivals_) {
         Kokkos::deep_copy(exec, span<T, Mem>(a.to, a.count), span<const T, Host>(a.from, a.count));
     }
+    fence(exec, "SparseAttn::exchange.arrivals");  // the next exchange overwrites the staged copies
     arrivals_.clear();
 }
 
@@ -164,9 +166,6 @@ void PacketExchange<Exec, T>::start(const Exec& exec, const Route<Mem>& route, c
     const int d = source.head_dim();
     const std::int64_t leaving = heads_sent(route.outgoing) * d, arriving = heads_sent(route.incoming) * d;
     begin(leaving, leaving + arriving);
-    for (const Packet& p : route.incoming) {
-        if (p.from != p.to) receive(target.data() + first(p, d), count(p, d), p.from);
-    }
     const std::int32_t* codes = route.codes.data();
     T* packed = packed_.data();
     for (const Packet& p : route.outgoing) {
@@ -180,8 +179,12 @@ void PacketExchange<Exec, T>::start(const Exec& exec, const Route<Mem>& route, c
         }
         codes += heads;
     }
-    if (leaving == 0) return;
+    if (leaving + arriving == 0) return;
+    // What leaves is packed, and nothing reads any more what the arrivals overwrite.
     fence(exec, "SparseAttn::exchange.gather");
+    for (const Packet& p : route.incoming) {
+        if (p.from != p.to) receive(target.data() + first(p, d), count(p, d), p.from);
+    }
     const T* from = packed_.data();
     for (const Packet& p : route.outgoing) {
         if (p.from == p.to) continue;
@@ -204,14 +207,14 @@ void PacketExchange<Exec, T>::start_return(const Exec& exec, const Route<Mem>& r
     const std::int64_t leaving = heads_sent(route.incoming) * d, arriving = heads_sent(route.outgoing) * d;
     begin(arriving, leaving + arriving);
     returning_ = {&route, target, source};
+    if (leaving + arriving == 0) return;
+    fence(exec, "SparseAttn::exchange.return");  // of `target`'s last writer, and of the last arrivals' reader
     T* to = packed_.data();
     for (const Packet& p : route.outgoing) {
         if (p.from == p.to) continue;
         receive(to, count(p, d), p.to);
         to += count(p, d);
     }
-    if (leaving == 0) return;
-    fence(exec, "SparseAttn::exchange.return");
     for (const Packet& p : route.incoming) {
         if (p.from != p.to) send(exec, target.data() + first(p, d), count(p, d), p.from);
     }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <optional>
@@ -136,10 +137,10 @@ LayerResults one_rank(const SequenceCase& c, HostLists* lists = nullptr) {
     return r;
 }
 
-// This rank's tokens through an operator of the group. Outputs start as NaN.
+// This rank's tokens through an operator of the group. Outputs start as NaN. `around` calls the pass.
 template <class T>
 LayerResults one_of_ranks(SequenceParallelAttention<Exec, T>& attention, const Communicator& group,
-                          const SequenceCase& c) {
+                          const SequenceCase& c, const std::function<void(const std::function<void()>&)>& around = {}) {
     const Exec exec;
     attention.begin_pack(c.offsets, c.task());
     const IndexRange mine = partition(c.tokens(), group.rank(), group.size());
@@ -154,11 +155,14 @@ LayerResults one_of_ranks(SequenceParallelAttention<Exec, T>& attention, const C
     const Sequences<Mem> shard(std::vector<std::int32_t>{0, static_cast<std::int32_t>(n)});
     const LayerInputs<Exec, T> inputs{
         0, shard, {query.heads(n, case_heads), key.heads(n, c.kv_heads), value.heads(n, c.kv_heads)}};
-    attention.prepare(c.config(), {static_cast<std::int64_t>(n), true, false});
-    attention.forward(exec, inputs, out.heads(n, case_heads));
-    attention.backward(exec, inputs, out.heads(n, case_heads), dout.heads(n, case_heads),
-                       {dquery.heads(n, case_heads), dkey.heads(n, c.kv_heads), dvalue.heads(n, c.kv_heads)});
-    exec.fence();
+    const auto pass = [&] {
+        attention.prepare(c.config(), {static_cast<std::int64_t>(n), true, false});
+        attention.forward(exec, inputs, out.heads(n, case_heads));
+        attention.backward(exec, inputs, out.heads(n, case_heads), dout.heads(n, case_heads),
+                           {dquery.heads(n, case_heads), dkey.heads(n, c.kv_heads), dvalue.heads(n, c.kv_heads)});
+        exec.fence();
+    };
+    around ? around(pass) : pass();
     LayerResults r{{"out", doubles(out.host())},
                    {"dquery", doubles(dquery.host())},
                    {"dkey", doubles(dkey.host())},

@@ -3,11 +3,13 @@
 
 #include <gmock/gmock.h>
 
+#include "support/kokkos_tools.hpp"
+
 namespace sparseattn::test {
 namespace {
 
 const LayerSelector dense{FullOptions{64, true}, {}};
-const LayerSelector streaming{StreamingOptions{64, 20, 150, Granularity::token, 0, true}, {}};
+const LayerSelector streaming{StreamingOptions{64, 20, 90, Granularity::token, 0, true}, {}};
 const std::vector<float> gates{1.0F, 0.0F, 0.25F, 0.0F, 0.5F, 0.75F, 0.0F, 1.0F};
 
 LayerSelector xattention() {
@@ -57,8 +59,9 @@ void expect_same(const SequenceCase& c, double tolerance, const SequenceParallel
 
 constexpr double float_tolerance = 1e-5, double_tolerance = 1e-13;
 
-class HeadCounts : public testing::TestWithParam<std::tuple<int, int>> {};
-INSTANTIATE_TEST_SUITE_P(All, HeadCounts, testing::Combine(testing::Values(1000, 1001), testing::Values(1, 2, 4, 8)),
+class HeadCounts : public ::testing::TestWithParam<std::tuple<int, int>> {};
+INSTANTIATE_TEST_SUITE_P(All, HeadCounts,
+                         ::testing::Combine(::testing::Values(1000, 1001), ::testing::Values(1, 2, 4, 8)),
                          [](const auto& info) {
                              return concat("Tokens", std::get<0>(info.param), "Kv", std::get<1>(info.param));
                          });
@@ -204,14 +207,19 @@ TEST(SequenceParallel, SmallPiecesOfMessages) {
         float_tolerance);
 }
 
-TEST(SequenceParallel, SteadyStateAllocatesOnlyThePlan) {
+TEST(SequenceParallel, SteadyStateAllocatesNothingAndNamesItsKernels) {
     const Communicator group = Communicator::world();
     const SequenceCase c{odd_documents(1001), 2, streaming, gates_of_groups(2)};
     SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config());
     one_of_ranks(attention, group, c);
-    one_of_ranks(attention, group, c);
     const std::int64_t held = attention.allocated();
-    one_of_ranks(attention, group, c);
+    one_of_ranks(attention, group, c, [](const auto& pass) {
+        const sparseattn::testing::KokkosRecording recording;
+        pass();
+        EXPECT_TRUE(recording.allocations().empty()) << recording.allocations().front();
+        EXPECT_FALSE(recording.kernels().empty());
+        for (const auto& kernel : recording.kernels()) EXPECT_THAT(kernel.label, ::testing::StartsWith("SparseAttn::"));
+    });
     EXPECT_EQ(attention.allocated(), held);
 }
 
@@ -266,7 +274,7 @@ TEST(Volume, UnevenHeadsSendAKeyOnceToEveryOwner) {
 
 TEST(Volume, HaloDoesNotDependOnTheNumberOfRanks) {
     const Communicator group = Communicator::world();
-    const std::int64_t d = case_head_dim, kv = 4, sink = 20, local = 150;
+    const std::int64_t d = case_head_dim, kv = 4, sink = 20, local = 90;
     const auto bytes = bytes_of({{0, 1000}, static_cast<int>(kv), streaming, {}});
     EXPECT_EQ(bytes.heads, 0);
     // Window and sinks of one document, from the left: each rank but the last gives its last local - 1 keys, the first
@@ -297,7 +305,7 @@ std::string message(const Call& call) {
 }
 
 TEST(SequenceParallel, BadArgumentsAreNamed) {
-    using testing::HasSubstr;
+    using ::testing::HasSubstr;
     const Communicator group = Communicator::world();
     const SequenceCase c{{0, 100}, 2, streaming, gates};
     SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config());

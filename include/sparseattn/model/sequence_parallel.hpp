@@ -52,8 +52,9 @@ struct PieceLayout {
 /// and fetch sink and local keys from earlier ranks instead.
 ///
 /// Layouts, gates and results are those of one rank, to rounding; they are bit-identical from run to run for the same
-/// number of ranks. Every method is collective over the group: all ranks call it in the same order with the same
-/// arguments, each with its own tokens. An exception on one rank alone leaves the others waiting: end the job.
+/// number of ranks. begin_pack, the passes and gate_gradients are collective over the group: all ranks call them in the
+/// same order with the same arguments, each with its own tokens. An exception on one rank alone leaves the others
+/// waiting: end the job.
 ///
 /// Memory of a rank between forward and backward, in elements per layer: the query, key, value, out and lse of the
 /// heads that it computes, of all tokens (a gated layer: both branches' out and lse). That is its share of the whole,
@@ -63,7 +64,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
   public:
     using Mem = typename Exec::memory_space;
 
-    /// Throws InvalidArgument for options out of range.
+    /// Plans packs on `exec`. Throws InvalidArgument for options out of range.
     SequenceParallelAttention(const Exec& exec, const Communicator& group, const ModelConfig& config,
                               const SequenceParallelOptions& options = {});
     ~SequenceParallelAttention() override;
@@ -78,7 +79,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     void forward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<T, Mem>& out) override;
     void backward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<const T, Mem>& out,
                   const HeadsView<const T, Mem>& dout, const AttentionGradients<T, Mem>& gradients) override;
-    /// Of the pack that was set.
+    /// Of the pack that was set; selected layouts are counted as if every block were kept.
     [[nodiscard]] AttentionBytes bytes(const ModelConfig& config, const PassShape& pass) const override;
     /// Of the first rank of a group of `ranks` with pass.tokens tokens each, one document. Builds that pack's plan.
     [[nodiscard]] static AttentionBytes bytes_of(const Exec& exec, const ModelConfig& config, const PassShape& pass,
@@ -87,6 +88,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     [[nodiscard]] std::int64_t allocated() const override;
 
     /// d(loss)/d(gate) [layers * query heads] of the backward passes since begin_pack, from all ranks of the group.
+    /// Wait for the passes first (Decoder does).
     [[nodiscard]] std::vector<float> gate_gradients();
 
     /// Query heads of a layer of the pack: those of each rank, and those that stay with their tokens.

@@ -50,13 +50,14 @@ class PacketExchange {
         : transfers_(communicator), path_(path), tag_(tag) {}
 
     /// Sends this rank's heads and begins to fill `target` [route.target_rows, route.target_heads * head_dim].
-    /// Waits for `exec` when something is to be sent.
+    /// Waits for `exec` unless there is nothing to exchange.
     void start(const Exec& exec, const Route<Mem>& route, const HeadSet<const T, Mem>& source,
                const Span2<T, Mem>& target);
     /// Returns when `target` is whole (for work on `exec`) and `source` free.
     void finish(const Exec& exec);
 
-    /// Begins to send the rows of `target` back to where they came from. Waits for `exec` when something is to be sent.
+    /// Begins to send the rows of `target` back to where they came from. Waits for `exec` unless there is nothing to
+    /// exchange.
     void start_return(const Exec& exec, const Route<Mem>& route, const Span2<const T, Mem>& target,
                       const HeadSet<T, Mem>& source);
     /// Puts what has come back into the `source` of start_return, in the order of route.outgoing: the same bits in

@@ -84,10 +84,13 @@ class SequencePlan {
     SequencePlan(const Exec& exec, const ModelConfig& config, const TokenShards& shards, int rank,
                  const std::vector<std::int32_t>& offsets, const SequenceParallelTask& task,
                  const SequenceParallelOptions& options);
+    SequencePlan(const SequencePlan&) = delete;  // layers point to layouts
+    SequencePlan& operator=(const SequencePlan&) = delete;
 
     [[nodiscard]] const TokenShards& shards() const { return shards_; }
     [[nodiscard]] const Sequences<Mem>& sequences() const { return whole_.sequences(); }
     [[nodiscard]] const LayerExchange<Mem>& layer(int l) const { return layers_[static_cast<std::size_t>(l)]; }
+    [[nodiscard]] int block() const { return block_; }
     [[nodiscard]] bool gated() const { return !task_.gate.empty(); }
     // layer * query heads + head of each gate of this rank's heads.
     [[nodiscard]] const std::vector<int>& gate_heads() const { return gate_heads_; }
