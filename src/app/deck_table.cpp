@@ -178,7 +178,8 @@ void add_rest(std::vector<DeckKey>& keys) {
                     integer("parallel", "bucket_bytes", 33554432, "bytes", 1, 1e12,
                             "Gradients and weights travel between ranks in buckets of this size or larger."),
                     one_of(text("mpi", "gpu_aware", "auto",
-                                "Hand device memory to MPI; this version always stages through host memory."),
+                                "Device memory goes to MPI in the attention exchange where the library takes it; off: "
+                                "through the host."),
                            {Text("auto"), Text("off")}),
                 });
 }

@@ -19,6 +19,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/version.hpp"
 #include "sparseattn/io/checkpoint.hpp"
+#include "sparseattn/parallel/packet_exchange.hpp"
 #include "sparseattn/sparsity/head_masks.hpp"
 #include "sparseattn/train/memory_plan.hpp"
 #include "sparseattn/train/trainer.hpp"
@@ -221,6 +222,9 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
     const ProcessGrid grid(world, options.seq_parallel_size);
     for (const std::string& line : rank_map(grid)) log->info(line);
+    if (grid.seq_parallel() > 1) {
+        log->info("attention " + describe_mpi_path<Kokkos::DefaultExecutionSpace>(options.gpu_aware));
+    }
     if (options.batch_size % grid.data_parallel() != 0) {
         log->warning(concat("train.batch_size is ", options.batch_size, ", no multiple of the ", grid.data_parallel(),
                             " sequence groups: some ranks wait in every step"));

@@ -64,12 +64,14 @@ PackSettings pack_settings(const TrainOptions& options) {
     return {options.block,
             options.implementation,
             HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
-            {options.recompute, options.loss_block}};
+            {options.recompute, options.loss_block},
+            options.gpu_aware};
 }
 
 SequenceParallelOptions spread_options(const PackSettings& settings) {
     SequenceParallelOptions options;
     options.attention.implementation = settings.implementation;
+    options.gpu_aware = settings.gpu_aware;
     return options;
 }
 

@@ -66,6 +66,9 @@ struct TrainOptions {
     int seq_parallel_size = 1;                           // ranks that share a pack; divides the number of ranks
     std::int64_t bucket_bytes = std::int64_t{32} << 20;  // of gradients and weights that travel together, at least
 
+    // deck section [mpi]
+    bool gpu_aware = false;  // hand device memory to MPI in the attention exchange
+
     // deck section [run]
     std::uint64_t seed = 1;
     std::filesystem::path run_dir;         // checkpoints/, metrics.csv and evaluation.csv; empty: write nothing

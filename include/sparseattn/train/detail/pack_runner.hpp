@@ -23,6 +23,7 @@ struct PackSettings {
     Implementation implementation = Implementation::automatic;
     HeadMode sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
+    bool gpu_aware = false;  // MPI takes pointers to device memory
 };
 
 [[nodiscard]] PackSettings pack_settings(const TrainOptions& options);
