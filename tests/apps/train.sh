@@ -63,6 +63,10 @@ expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
         [ -s "run/$file" ] || fail "run/$file is missing"
     done
     expect 2 "train.batch_size is 1, must be at least 2, the number of sequence groups \(2 ranks, 1 in each\): each works on whole packs" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
+    shared="parallel.seq_parallel_size=2 train.max_steps=2 train.batch_size=1"
+    expect 0 "^ranks 2 = data_parallel 1 x seq_parallel 2, tokens of the run" $mpirun -n 2 "$train" -i deck.toml -n $shared
+    expect 0 "^rank 1: .*, data 0, sequence 1, cores " $mpirun -n 2 "$train" -i deck.toml -d shared $shared
+    expect 2 "parallel.seq_parallel_size is 3, must be a divisor of the number of ranks, 2" $mpirun -n 2 "$train" -i deck.toml -d other parallel.seq_parallel_size=3
     expect 3 "holds a run already" $mpirun -n 2 "$train" -i deck.toml
     # The checkpoint in the middle leads to the same weights.
     mkdir -p again/checkpoints
