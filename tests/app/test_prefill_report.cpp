@@ -63,16 +63,13 @@ TEST(PrefillReport, TableAndJson) {
     comparison.title = "100 tokens";
     comparison.methods = sample(20, 2);
     EXPECT_DOUBLE_EQ(comparison.speed_up(comparison.methods[1]), 20 / 5.0);
-    EXPECT_EQ(
-        comparison.table().text(),
-        "method  density  mass kept  error  worst layer     loss  last token  tokens  selection ms  attention ms  "
-        "speed-up\n"
-        "--------------------------------------------------------------------------------------------------------"
-        "--------\n"
-        "full     1.0000     0.7500      0            0   2.0000        1.00   1.000          4000         16000  "
-        "    1.00\n"
-        "sparse   0.3000     0.5750    0.5         0.75  +1.0000        0.00   0.500          1000          4000  "
-        "    4.00\n");
+    const TextTable table = comparison.table();
+    EXPECT_THAT(table.header(), ElementsAre("method", "density", "mass kept", "error", "worst layer", "loss",
+                                            "last token", "tokens", "selection ms", "attention ms", "speed-up"));
+    EXPECT_THAT(table.rows()[0],
+                ElementsAre("full", "1.0000", "0.7500", "0", "0", "2.0000", "1.00", "1.000", "4000", "16000", "1.00"));
+    EXPECT_THAT(table.rows()[1], ElementsAre("sparse", "0.3000", "0.5750", "0.5", "0.75", "+1.0000", "0.00", "0.500",
+                                             "1000", "4000", "4.00"));
     const auto json = comparison.to_json();
     EXPECT_EQ(json.at("methods").at(1).at("layers").at(1).at("layer"), 5);
     EXPECT_EQ(json.at("methods").at(1).at("layers").at(1).at("density"), 0.4);
