@@ -70,6 +70,16 @@ void refuse_options(bool checkpoint, const PrefillArguments& arguments) {
     refuse(!arguments.capture.empty() || !arguments.capture_layers.empty(), "--capture", needs);
 }
 
+// Before minutes of work whose result has no place.
+void require_folders(const PrefillArguments& arguments) {
+    for (const std::filesystem::path* file : {&arguments.json, &arguments.capture, &arguments.output}) {
+        const std::filesystem::path folder = file->parent_path();
+        if (!folder.empty() && !std::filesystem::is_directory(folder)) {
+            throw FileError(concat(file->string(), " cannot be written: there is no folder ", folder.string()));
+        }
+    }
+}
+
 std::string memory_text(const detail::MemoryParts& parts) {
     TextTable table({"memory", "bytes"});
     std::int64_t total = 0;
@@ -130,6 +140,7 @@ int prefill_program(const PrefillArguments& arguments, const Runtime& runtime) {
     }
     const bool checkpoint = std::filesystem::is_directory(arguments.input);
     refuse_options(checkpoint, arguments);
+    require_folders(arguments);
     const std::unique_ptr<PrefillInput> input = checkpoint ? detail::open_prefill_checkpoint(arguments, methods)
                                                            : detail::open_prefill_file(arguments, methods);
     Log log(true, {});
