@@ -128,7 +128,13 @@ std::int64_t LayerComparison::bytes(std::int64_t queries, std::int64_t keys, int
         const std::int64_t rows = (queries + block - 1) / block, columns = (keys + block - 1) / block;
         layout = std::max(layout, static_cast<std::int64_t>(sizeof(std::int32_t)) * heads * rows * columns);
     }
-    return static_cast<std::int64_t>(sizeof(float)) * queries * heads * (head_dim + 1) + selection + layout;
+    ModelConfig shape;  // as far as attention's temporaries depend on it
+    shape.num_attention_heads = heads;
+    shape.num_key_value_heads = kv_heads;
+    shape.head_dim = head_dim;
+    const AttentionBytes attention = BlockAttention<PrefillExec, float>::bytes(shape, {keys, false, false}, false);
+    return static_cast<std::int64_t>(sizeof(float)) * queries * heads * (head_dim + 1) + attention.workspace +
+           selection + layout;
 }
 
 }  // namespace sparseattn::detail
