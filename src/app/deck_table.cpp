@@ -59,8 +59,7 @@ void add_run(std::vector<DeckKey>& keys) {
             integer("run", "evaluation_packs", 16, "packs", 0, most_int,
                     "Validation packs per evaluation; 0: no evaluation."),
             flag("run", "evaluate_dense", true, "Evaluations also measure the same weights with every head dense."),
-            flag("run", "evaluate_sparse", false,
-                 "Evaluations also measure the same weights with every head streaming."),
+            flag("run", "evaluate_sparse", false, "Evaluations also measure the same weights with every gate closed."),
             real("run", "time_limit", 0, "s", 0, 1e9,
                  "Wall time after which the run writes a checkpoint and stops with exit code 75; 0: none."),
         });
@@ -133,10 +132,9 @@ void add_sparsity(std::vector<DeckKey>& keys) {
     keys.insert(
         keys.end(),
         {
-            real("sparsity", "start_head_sparsity", 0.0, "", 0, 1,
-                 "Target share of streaming heads at the first step."),
+            real("sparsity", "start_head_sparsity", 0.0, "", 0, 1, "Target share of closed gates at the first step."),
             real("sparsity", "end_head_sparsity", 0.7, "", 0, 1,
-                 "Target share of streaming heads after the warm-up; below 1 on the logarithmic schedule."),
+                 "Target share of closed gates after the warm-up; below 1 on the logarithmic schedule."),
             real("sparsity", "sparsity_warmup_ratio", 0.8, "", 0, 1,
                  "Share of max_steps in which the target moves from start to end."),
             one_of(text("sparsity", "schedule", "linear", "How the target moves."),

@@ -97,16 +97,20 @@ struct Needles {
     }
 
   private:
-    // A direction of the needle's own on top of what is there.
+    // A direction of the needle's own, of a length that makes their product `score`, on top of what is there.
     void plant(int number, const RandomStream& feature) {
-        const double score = 20 - std::log(span);
-        const double strength = std::sqrt(score / std::sqrt(static_cast<double>(head_dim)));
+        const double score = 23 - std::log(span);
+        std::vector<double> direction(head_dim);
+        double squares = 0;
         for (int c = 0; c < head_dim; ++c) {
-            const auto direction =
-                static_cast<float>(strength * feature.normal(1000 + static_cast<std::uint64_t>(number) * head_dim + c));
-            for (int i = 0; i < run; ++i)
-                query[static_cast<std::size_t>(queries[number] + i) * head_dim + c] += direction;
-            for (int j = 0; j < span; ++j) key[static_cast<std::size_t>(keys[number] + j) * head_dim + c] += direction;
+            direction[c] = feature.normal(1000 + static_cast<std::uint64_t>(number) * head_dim + c);
+            squares += direction[c] * direction[c];
+        }
+        const double length = std::sqrt(score * std::sqrt(static_cast<double>(head_dim)) / squares);
+        for (int c = 0; c < head_dim; ++c) {
+            const auto step = static_cast<float>(length * direction[c]);
+            for (int i = 0; i < run; ++i) query[static_cast<std::size_t>(queries[number] + i) * head_dim + c] += step;
+            for (int j = 0; j < span; ++j) key[static_cast<std::size_t>(keys[number] + j) * head_dim + c] += step;
         }
     }
 };
