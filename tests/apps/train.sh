@@ -8,6 +8,7 @@ shift 2
 . "$here/expect.sh"
 mpirun="$*"
 train=$bin/sparseattn-train
+eval=$bin/sparseattn-eval
 cd "$work" || exit 1
 
 mkdir text
