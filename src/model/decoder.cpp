@@ -81,6 +81,19 @@ struct Decoder<Exec, T>::State {
         require(loss_block >= 1, "loss_block", loss_block, "at least 1");
     }
 
+    void check_logits(const Batch<Mem>& batch, const std::vector<std::int32_t>& tokens,
+                      const Span2<T, Mem>& logits) const {
+        const std::int64_t count = batch.sequences.queries(), wanted = static_cast<std::int64_t>(tokens.size());
+        if (tokens.empty() && logits.size() == 0) return;
+        require_extent("logits", logits, wanted, "tokens.size()");
+        require(static_cast<int>(logits.extent(1)) == config.vocab_size, "logits.extent(1)", logits.extent(1),
+                concat("vocab_size = ", config.vocab_size));
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+            require(tokens[i] >= 0 && tokens[i] < count, concat("tokens[", i, "]"), tokens[i],
+                    concat("in [0, ", count, "), a token of the pack"));
+        }
+    }
+
     void prepare(const detail::BufferShape& wanted, LayerAttention<Exec, T>& attention) {
         attention.prepare(config, pass_of(wanted));
         if (wanted == shape && memory.extent(0) > 0) return;
@@ -240,15 +253,28 @@ void Decoder<Exec, T>::initialise(const Exec& exec, const ModelConfig& config, s
 template <class Exec, class T>
 double Decoder<Exec, T>::loss(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                               const Span1<const T, Mem>& parameters, int loss_block) {
+    return loss_and_logits(batch, attention, parameters, {}, {}, loss_block);
+}
+
+template <class Exec, class T>
+double Decoder<Exec, T>::loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
+                                         const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
+                                         const Span2<T, Mem>& logits, int loss_block) {
     const Region region("SparseAttn::loss");
     State& s = *state_;
     s.check(batch, parameters, loss_block);
+    s.check_logits(batch, tokens, logits);
     if (batch.sequences.queries() == 0) return 0;
     s.prepare({batch.sequences.queries(), false, false, loss_block}, attention);
     s.forward(batch, attention, parameters);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        detail::gemm<Exec, T>(s.exec, Op::none, Op::transpose, T(1), row_block(s.buffers.scratch.normed, tokens[i], 1),
+                              s.vocabulary_matrix(parameters, s.head), T(0),
+                              row_block(logits, static_cast<std::int64_t>(i), 1));
+    }
     s.for_each_loss_block(batch, parameters,
-                          [&](const auto&, const auto& logits, const auto& labels, const auto& losses) {
-                              detail::cross_entropy<Exec, T>(s.exec, logits, labels, losses);
+                          [&](const auto&, const auto& block, const auto& labels, const auto& losses) {
+                              detail::cross_entropy<Exec, T>(s.exec, block, labels, losses);
                           });
     return s.finish(batch);
 }

@@ -27,7 +27,12 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const bool gated = has_gates(options.mode);
     const std::int64_t tokens = options.sequence_length;
     const std::int64_t weights = decoder.table().total() * static_cast<std::int64_t>(sizeof(float));
-    const MemoryPlan model = decoder.memory_plan(tokens, gated, true, {options.recompute, options.loss_block});
+    const TrainingMemory memory{options.recompute, options.loss_block};
+    const SparseBranch branch = make_sparse_branch(options.sparsity, options.model, options.block);
+    const bool selects = gated && branch.selects();
+    const SelectedAttention<detail::TrainExec, float> selected(detail::layer_selectors(branch), {}, true);
+    const MemoryPlan model = selects ? decoder.memory_plan(tokens, selected, true, memory)
+                                     : decoder.memory_plan(tokens, gated, true, memory);
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
     const std::int64_t packs = (options.batch_size + ranks - 1) / ranks;  // kept in host memory for a step
@@ -40,7 +45,7 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
         {"activations", model.activations},
         {"workspace", model.workspace},
         {"attention", model.attention},
-        {"batch and layouts", 3 * 4 * tokens + (gated ? 2 : 1) * dense_layout_bytes(tokens, options.block)},
+        {"batch and layouts", 3 * 4 * tokens + (gated && !selects ? 2 : 1) * dense_layout_bytes(tokens, options.block)},
         {"data", packs * 3 * 4 * tokens},
     };
     return plan;

@@ -29,10 +29,9 @@ double seconds_since(Clock::time_point start) {
 }
 
 detail::PackSettings pack_settings(const TrainOptions& options) {
-    const SparsityOptions& sparsity = options.sparsity;
     return {options.block,
             options.implementation,
-            HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
+            make_sparse_branch(options.sparsity, options.model, options.block),
             {options.recompute, options.loss_block}};
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "sparseattn/model/block_attention.hpp"
 #include "sparseattn/model/parameter_table.hpp"
@@ -62,6 +63,10 @@ class Decoder {
     /// vocabulary.
     double loss(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters,
                 int loss_block = TrainingMemory{}.loss_block);
+    /// As loss; also fills `logits` [tokens.size(), vocab_size] with those of chosen tokens of the pack, in that order.
+    double loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
+                           const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
+                           const Span2<T, Mem>& logits, int loss_block = TrainingMemory{}.loss_block);
     /// With the layouts of `plan`; the decoder keeps the operator's memory.
     double loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
                 int loss_block = TrainingMemory{}.loss_block);

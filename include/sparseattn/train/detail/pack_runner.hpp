@@ -2,11 +2,15 @@
 // One pack through the decoder: device copies, layouts, gates of query heads.
 
 #include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "sparseattn/io/packed_batch.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/model/selected_attention.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
+#include "sparseattn/sparsity/sparse_branch.hpp"
 
 namespace sparseattn::detail {
 
@@ -16,12 +20,18 @@ using TrainMem = TrainExec::memory_space;
 struct PackSettings {
     int block = 64;
     Implementation implementation = Implementation::automatic;
-    HeadMode sparse;  // what a head does as far as its gate is 0
+    SparseBranch sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
 };
 
 // Labels of a pack that count.
 [[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
+
+// The pack on the device.
+[[nodiscard]] Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack);
+
+// The layers of the gated operator of a sparse branch that selects.
+[[nodiscard]] std::vector<LayerSelector> layer_selectors(const SparseBranch& branch);
 
 class PackRunner {
   public:
@@ -38,14 +48,17 @@ class PackRunner {
     [[nodiscard]] Decoder<TrainExec, float>& decoder() { return decoder_; }
 
   private:
+    // work(batch, attention) with the operator for these gates.
     template <class Work>
-    double with_plan(const PackedTokens& pack, const HeadMap* gates, const Work& work);
+    double with_attention(const PackedTokens& pack, const HeadMap* gates, bool gradients, const Work& work);
 
     TrainExec exec_;
     PackSettings settings_;
     Decoder<TrainExec, float> decoder_;
-    Array2<float, TrainMem> gate_;   // [layers, query heads]
-    Array2<float, TrainMem> dgate_;  // the same
+    PlannedAttention<TrainExec, float> planned_;
+    std::optional<SelectedAttention<TrainExec, float>> selected_;  // of a sparse branch that selects
+    Array2<float, TrainMem> gate_;                                 // [layers, query heads]
+    Array2<float, TrainMem> dgate_;                                // the same
 };
 
 }  // namespace sparseattn::detail
