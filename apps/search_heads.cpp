@@ -14,7 +14,6 @@ void add_options(CLI::App& parser, sparseattn::SearchArguments& arguments) {
     parser
         .add_option("-m,--method", arguments.method,
                     "minference: a pattern for each head; xattention: a threshold for each head")
-        ->required()
         ->type_name("NAME:KEY=VALUE,...");
     parser.add_option("-o,--output", arguments.output, "Table to write: JSON for minference, text for xattention")
         ->type_name("FILE");

@@ -16,6 +16,7 @@ using nlohmann::json;
 }
 
 SelectorOptions read_method(const std::string& text) {
+    if (text.empty()) reject("--method is required, must be minference or xattention");
     try {
         const SelectorOptions method = parse_selector(text);
         if (std::holds_alternative<MInferenceOptions>(method) || std::holds_alternative<XAttentionOptions>(method)) {

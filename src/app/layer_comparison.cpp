@@ -22,13 +22,26 @@ double median(std::vector<double> values) {
     return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-void set_masses(const std::vector<double>& kept, int heads, LayerFigures& figures) {
-    const std::size_t queries = kept.size() / heads;
+// What a layout keeps and how far its output is from that of full attention.
+LayerFigures accuracy(const PrefillExec& exec, const Sequences<PrefillMem>& sequences,
+                      const BlockLayout<PrefillMem>& layout, const AttentionMass<PrefillExec, float>& mass,
+                      const HeadsView<const float, PrefillMem>& out, const HeadsView<const float, PrefillMem>& full) {
+    LayerFigures figures;
+    const LayoutStatistics kept = statistics(exec, sequences, layout);
+    figures.kept_pairs = kept.kept_pairs;
+    figures.all_pairs = kept.all_pairs;
+    figures.head_density = kept.head_density;
+    const std::vector<double> shares = mass.kept(layout);  // [queries, heads]
+    const std::size_t heads = out.extent(1), queries = shares.size() / heads;
     figures.head_mass.assign(heads, queries == 0 ? 1.0 : 0.0);
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-        figures.head_mass[i % heads] += kept[i] / static_cast<double>(queries);
-        figures.smallest_mass = std::min(figures.smallest_mass, kept[i]);
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+        figures.head_mass[i % heads] += shares[i] / static_cast<double>(queries);
+        figures.smallest_mass = std::min(figures.smallest_mass, shares[i]);
     }
+    const OutputDifference difference = output_difference<PrefillExec, float>(exec, out, full);
+    figures.error = difference.relative();
+    for (std::size_t h = 0; h < heads; ++h) figures.head_error.push_back(difference.relative(static_cast<int>(h)));
+    return figures;
 }
 
 }  // namespace
@@ -80,16 +93,8 @@ std::vector<LayerFigures> LayerComparison::compare(int layer, const Sequences<Pr
     std::vector<LayerFigures> all(methods.size());
     for (std::size_t m = 0; m < methods.size(); ++m) {
         const Timed warm = run(sequences, inputs, methods[m], outputs_of(m));
-        LayerFigures& figures = all[m];
-        figures.layer = layer;
-        const LayoutStatistics kept = statistics(exec_, sequences, warm.layout);
-        figures.kept_pairs = kept.kept_pairs;
-        figures.all_pairs = kept.all_pairs;
-        figures.head_density = kept.head_density;
-        set_masses(mass.kept(warm.layout), static_cast<int>(heads), figures);
-        const OutputDifference difference = output_difference<PrefillExec, float>(exec_, outputs_of(m).out, out);
-        figures.error = difference.relative();
-        for (std::size_t h = 0; h < heads; ++h) figures.head_error.push_back(difference.relative(static_cast<int>(h)));
+        all[m] = accuracy(exec_, sequences, warm.layout, mass, outputs_of(m).out, out);
+        all[m].layer = layer;
         if (visit) visit({m, methods[m], warm.layout, outputs_of(m)});
     }
     std::vector<std::vector<double>> selection(methods.size()), attention(methods.size());
@@ -124,7 +129,13 @@ std::int64_t LayerComparison::bytes(std::int64_t queries, std::int64_t keys, int
         const std::int64_t rows = (queries + block - 1) / block, columns = (keys + block - 1) / block;
         layout = std::max(layout, static_cast<std::int64_t>(sizeof(std::int32_t)) * heads * rows * columns);
     }
-    return static_cast<std::int64_t>(sizeof(float)) * queries * heads * (head_dim + 1) + selection + layout;
+    ModelConfig shape;  // as far as attention's temporaries depend on it
+    shape.num_attention_heads = heads;
+    shape.num_key_value_heads = kv_heads;
+    shape.head_dim = head_dim;
+    const AttentionBytes attention = BlockAttention<PrefillExec, float>::bytes(shape, {keys, false, false}, false);
+    return static_cast<std::int64_t>(sizeof(float)) * queries * heads * (head_dim + 1) + attention.workspace +
+           selection + layout;
 }
 
 }  // namespace sparseattn::detail

@@ -35,6 +35,7 @@ SparsityOptions sparsity_options(const Deck& deck) {
     options.disable_linear_regularization_term = deck.flag("sparsity.disable_linear_regularization_term");
     const bool sampled = deck.text("sparsity.estimate") == "sampled";
     options.estimate = sampled ? SparsityEstimate::sampled : SparsityEstimate::deterministic;
+    options.sparse_branch = deck.text("sparsity.sparse_branch");
     options.sink = deck.small("sparsity.sink");
     options.local = deck.small("sparsity.local");
     options.granularity = parse_granularity(deck.text("sparsity.granularity"));

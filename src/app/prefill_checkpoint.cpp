@@ -32,11 +32,11 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
     using Inputs = LayerInputs<PrefillExec, float>;
 
     ComparingAttention(LayerAttention<PrefillExec, float>& full, LayerComparison& comparison,
-                       std::function<std::vector<LayerSelector>(int)> methods_of, std::vector<int> layers,
+                       const std::vector<std::vector<LayerSelector>>& selectors, std::vector<int> layers,
                        std::function<void(const Inputs&, const MethodResult&)> visit, std::function<void()> after_layer)
         : full_(full),
           comparison_(comparison),
-          methods_of_(std::move(methods_of)),
+          selectors_(selectors),
           layers_(std::move(layers)),
           visit_(std::move(visit)),
           after_layer_(std::move(after_layer)) {}
@@ -50,7 +50,7 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
             full_.forward(exec, inputs, out);
         } else {
             figures_.push_back(comparison_.compare(inputs.layer, inputs.sequences, inputs.heads,
-                                                   methods_of_(inputs.layer), out,
+                                                   selectors_[inputs.layer], out,
                                                    [&](const MethodResult& result) { visit_(inputs, result); }));
         }
         after_layer_();
@@ -70,7 +70,7 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
   private:
     LayerAttention<PrefillExec, float>& full_;
     LayerComparison& comparison_;
-    std::function<std::vector<LayerSelector>(int)> methods_of_;
+    const std::vector<std::vector<LayerSelector>>& selectors_;  // [layer][method]
     std::vector<int> layers_;
     std::function<void(const Inputs&, const MethodResult&)> visit_;
     std::function<void()> after_layer_;
@@ -296,7 +296,7 @@ std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& 
 
     // Full attention, and on its query, key and value every method layer by layer.
     ComparingAttention comparing(
-        pass.full, pass.comparison, [&](int layer) { return selectors_[layer]; }, layers_,
+        pass.full, pass.comparison, selectors_, layers_,
         [&](const auto& inputs, const MethodResult& result) {
             if (!picture.empty()) {
                 pictures_->write(picture, inputs.layer, methods_[result.method].text(), inputs.sequences,

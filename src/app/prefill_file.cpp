@@ -146,7 +146,9 @@ std::vector<LayerFigures> FileInput::compare(const AttentionFileLayer& layer, La
                                              std::optional<AttentionFileWriter>& writer) const {
     const PrefillExec exec;
     const auto load = [&](AttentionTensor tensor) {
-        return to_device(exec, "SparseAttn::prefill." + name(tensor), reader_.read<float>(layer.layer, tensor));
+        return to_device(exec, "SparseAttn::prefill." + name(tensor),
+                         tensor == AttentionTensor::query ? read_scaled_query(reader_, layer.layer)
+                                                          : reader_.read<float>(layer.layer, tensor));
     };
     const auto heads_of = [&](const Array1<float, PrefillMem>& flat, std::int64_t tokens, std::int64_t heads) {
         const std::size_t d = layer.head_dim;
@@ -179,7 +181,6 @@ void FileInput::run(Log& log, const std::function<void(const PrefillComparison&)
     const Sequences<PrefillMem> sequences(header.query_offsets, header.key_offsets);
     ComparisonOptions options = comparison_options(arguments_);
     options.causal = header.causal;
-    options.attention.scale = header.scale.value_or(0);
     LayerComparison comparison(PrefillExec(), options);
     std::optional<AttentionFileWriter> writer;
     if (!arguments_.output.empty()) writer.emplace(arguments_.output, reader_);

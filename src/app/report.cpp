@@ -73,7 +73,7 @@ std::string report_html(const ReportData& data) {
     if (!data.head_map.gates.empty()) {
         out +=
             "<h2>Head map</h2>\n<p class=\"sub\">Deployed gates: blue (1) keeps full attention, orange (0) "
-            "streams.</p>\n";
+            "the sparse branch.</p>\n";
         out += detail::svg_head_map(data.head_map);
     }
     out += html_details("Deck", data.deck);

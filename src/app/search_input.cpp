@@ -13,17 +13,9 @@ std::string text_of(const AttentionFileLayer& layer) {
     return concat(layer.heads, " query and ", layer.kv_heads, " key heads of dimension ", layer.head_dim);
 }
 
-void check_same(const AttentionFileReader& file, const AttentionFileReader& first) {
-    const AttentionFileHeader &mine = file.header(), &wanted = first.header();
-    const auto fail = [&](const char* what, const auto& was, const auto& must) {
-        throw FileError(concat(file.path().string(), ": /@", what, " is ", was, ", must be ", must, " as in ",
-                               first.path().string()));
-    };
-    if (mine.causal != wanted.causal) fail("causal", mine.causal, wanted.causal);
-    const auto scale = [](const AttentionFileHeader& header) {
-        return header.scale ? format_number(*header.scale, 17) : std::string("not set");
-    };
-    if (mine.scale != wanted.scale) fail("scale", scale(mine), scale(wanted));
+void check_causality(const AttentionFileReader& file, bool wanted, const std::string& why) {
+    if (file.header().causal == wanted) return;
+    throw FileError(concat(file.path().string(), ": /@causal is ", !wanted, ", must be ", wanted, why));
 }
 
 }  // namespace
@@ -39,10 +31,8 @@ SearchInput::SearchInput(const SearchArguments& arguments, bool needs_causal) {
         }
     }
     for (const AttentionFileReader& file : files_) {
-        check_same(file, first);
-        if (needs_causal && !file.header().causal) {
-            throw FileError(concat(file.path().string(), ": /@causal is 0, must be 1 for minference"));
-        }
+        check_causality(file, first.header().causal, " as in " + first.path().string());
+        if (needs_causal) check_causality(file, true, " for minference");
         require_enough_keys(file);
         for (const AttentionFileLayer& layer : layers_) {
             const AttentionFileLayer& mine = file.find(layer.layer);
@@ -55,15 +45,14 @@ SearchInput::SearchInput(const SearchArguments& arguments, bool needs_causal) {
 }
 
 SearchSamples::Shape SearchInput::shape(const AttentionFileLayer& layer) const {
-    return {layer.heads, layer.kv_heads, layer.head_dim, causal(), files_.front().header().scale.value_or(0)};
+    return {layer.heads, layer.kv_heads, layer.head_dim, causal()};
 }
 
 void SearchInput::load(const AttentionFileLayer& layer, SearchSamples& samples) const {
     for (const AttentionFileReader& file : files_) {
-        const LayerTensors tensors{file.header().query_offsets, file.header().key_offsets,
-                                   file.read<float>(layer.layer, AttentionTensor::query),
-                                   file.read<float>(layer.layer, AttentionTensor::key),
-                                   file.read<float>(layer.layer, AttentionTensor::value)};
+        const LayerTensors tensors{
+            file.header().query_offsets, file.header().key_offsets, read_scaled_query(file, layer.layer),
+            file.read<float>(layer.layer, AttentionTensor::key), file.read<float>(layer.layer, AttentionTensor::value)};
         try {
             samples.add(tensors);
         } catch (const InvalidArgument& error) {

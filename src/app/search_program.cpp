@@ -91,6 +91,12 @@ void show(const json& layers, const HeadSearch& search, Log& log) {
                        format_number(layer.at("density")), search.summary(layer)});
     }
     log.block(table.text());
+    for (const json& layer : layers) {
+        if (layer.at("density").get<double>() < 0.99) continue;
+        log.warning(concat("layer ", layer.at("layer").get<int>(),
+                           " keeps all pairs: the samples are too short for what ",
+                           "is searched, use longer ones or a smaller budget (--density)"));
+    }
 }
 
 json document_of(const SearchArguments& arguments, const HeadSearch& search, const json& layers) {

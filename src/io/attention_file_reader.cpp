@@ -257,6 +257,15 @@ const AttentionFileLayer& AttentionFileReader::find(int layer) const {
     throw FileError(concat(path().string(), ": has no layer ", layer, ", must be one of ", known));
 }
 
+std::vector<float> read_scaled_query(const AttentionFileReader& file, int layer) {
+    std::vector<float> query = file.read<float>(layer, AttentionTensor::query);
+    if (const auto scale = file.header().scale) {
+        const auto factor = static_cast<float>(*scale * std::sqrt(static_cast<double>(file.find(layer).head_dim)));
+        for (float& value : query) value *= factor;
+    }
+    return query;
+}
+
 void require_enough_keys(const AttentionFileReader& file) {
     const AttentionFileHeader& header = file.header();
     for (std::size_t s = 0; header.causal && s + 1 < header.query_offsets.size(); ++s) {

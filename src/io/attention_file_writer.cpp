@@ -163,7 +163,8 @@ void AttentionFileWriter::write_result(int layer, const AttentionFileResult<T>& 
                 method != "key" && method != "value" && method != "query_offsets" && method != "key_offsets" &&
                 !method.starts_with("layer_"),
             "method", method.empty() ? "''" : method, "a name without '/' that no tensor of the file has");
-    const auto& [shape, group] = *at;
+    const AttentionFileLayer& shape = at->first;
+    const std::string& group = at->second;
     state_->write([&](File& file) {
         const std::string place = group + "/" + method;
         if (file.has(place)) file.remove(place);

@@ -5,6 +5,7 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/model/detail/cutter.hpp"
+#include "sparseattn/model/detail/gates.hpp"
 #include "sparseattn/model/detail/rows.hpp"
 
 namespace sparseattn {
@@ -112,30 +113,18 @@ void PlannedAttention<Exec, T>::set(const AttentionPlan<Mem>& plan, const Span2<
 template <class Exec, class T>
 void PlannedAttention<Exec, T>::prepare(const ModelConfig& config, const PassShape& pass) {
     require(plan_ != nullptr, "plan", "not set", "set before a pass");
-    const auto check = [&](const char* name, std::size_t layers, std::size_t heads) {
-        const auto wanted_layers = static_cast<std::size_t>(config.num_hidden_layers);
-        const auto wanted_heads = static_cast<std::size_t>(config.num_attention_heads);
-        require(layers == wanted_layers && heads == wanted_heads, name, concat(layers, " x ", heads),
-                concat("layers x query heads = ", wanted_layers, " x ", wanted_heads));
-    };
     if (plan_->gated()) {
-        check("extents of plan.gate", plan_->gate.extent(0), plan_->gate.extent(1));
+        detail::check_gates("extents of plan.gate", plan_->gate.extent(0), plan_->gate.extent(1), config);
         require(plan_->sparse != nullptr, "plan.sparse", "null", "given with plan.gate");
-        if (pass.training) check("extents of dgate", dgate_.extent(0), dgate_.extent(1));
+        if (pass.training) detail::check_gates("extents of dgate", dgate_.extent(0), dgate_.extent(1), config);
     }
     BlockAttention<Exec, T>::prepare(config, pass);
 }
 
 template <class Exec, class T>
 auto PlannedAttention<Exec, T>::forward_plan(const Exec&, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
-    const auto row = [&](const auto& map) {
-        return Kokkos::View<std::remove_pointer_t<decltype(map.data())>*, Kokkos::LayoutRight, Mem, Unmanaged>(
-            map.data() + inputs.layer * map.extent(1), map.extent(1));
-    };
-    const bool wants_dgate = dgate_.extent(0) > 0;
-    return {plan_->full, plan_->sparse,
-            plan_->gated() ? Span1<const float, Mem>(row(plan_->gate)) : Span1<const float, Mem>(),
-            wants_dgate ? Span1<float, Mem>(row(dgate_)) : Span1<float, Mem>(), plan_->options};
+    return {plan_->full, plan_->sparse, detail::layer_row(plan_->gate, inputs.layer),
+            detail::layer_row(dgate_, inputs.layer), plan_->options};
 }
 
 template <class Exec, class T>

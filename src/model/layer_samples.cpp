@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "sparseattn/core/error.hpp"
@@ -28,13 +27,12 @@ LayerSamples<Exec>::LayerSamples(const Exec& exec, const Shape& shape, const Att
     require(shape.kv_heads >= 1 && shape.heads % shape.kv_heads == 0, "kv_heads", shape.kv_heads,
             concat("a divisor of heads, ", shape.heads));
     require(shape.head_dim >= 1, "head_dim", shape.head_dim, "at least 1");
-    require(shape.scale >= 0 && std::isfinite(shape.scale), "scale", shape.scale, "finite, at least 0");
 }
 
 template <class Exec>
 Array3<float, typename Exec::memory_space> LayerSamples<Exec>::on_device(const std::vector<float>& flat,
-                                                                         const char* name, int tokens, int heads,
-                                                                         float factor) const {
+                                                                         const char* name, int tokens,
+                                                                         int heads) const {
     const auto wanted = static_cast<std::size_t>(tokens) * heads * shape_.head_dim;
     require(flat.size() == wanted, concat("size of ", name), flat.size(),
             concat(tokens, " x ", heads, " x ", shape_.head_dim));
@@ -42,7 +40,7 @@ Array3<float, typename Exec::memory_space> LayerSamples<Exec>::on_device(const s
         Kokkos::view_alloc(Kokkos::WithoutInitializing, concat("SparseAttn::samples.", name)), tokens, heads,
         shape_.head_dim);
     const auto host = Kokkos::create_mirror_view(array);
-    std::transform(flat.begin(), flat.end(), host.data(), [&](float value) { return value * factor; });
+    std::copy(flat.begin(), flat.end(), host.data());
     Kokkos::deep_copy(exec_, array, host);
     fence(exec_, "SparseAttn::samples");  // the mirror goes away
     return array;
@@ -54,12 +52,9 @@ void LayerSamples<Exec>::add(const LayerTensors& tensors) {
     Sample sample;
     sample.sequences = Sequences<Mem>(tensors.query_offsets, tensors.key_offsets);
     const int queries = sample.sequences.queries(), keys = sample.sequences.keys();
-    // Selectors score with 1 / sqrt(d): another scale goes into the queries, where both they and attention see it.
-    const double usual = 1 / std::sqrt(static_cast<double>(shape_.head_dim));
-    const auto factor = static_cast<float>(shape_.scale == 0 ? 1 : shape_.scale / usual);
-    sample.query = on_device(tensors.query, "query", queries, shape_.heads, factor);
-    sample.key = on_device(tensors.key, "key", keys, shape_.kv_heads, 1);
-    sample.value = on_device(tensors.value, "value", keys, shape_.kv_heads, 1);
+    sample.query = on_device(tensors.query, "query", queries, shape_.heads);
+    sample.key = on_device(tensors.key, "key", keys, shape_.kv_heads);
+    sample.value = on_device(tensors.value, "value", keys, shape_.kv_heads);
     sample.dense = Array3<float, Mem>(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::samples.dense"),
                                       queries, shape_.heads, shape_.head_dim);
     if (queries > static_cast<int>(out_.extent(0))) {

@@ -6,6 +6,7 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/model/detail/gates.hpp"
 
 namespace sparseattn {
 namespace {
@@ -30,15 +31,29 @@ std::int64_t dense_entries(std::int64_t tokens, int block, std::int64_t heads) {
 }  // namespace
 
 template <class Exec, class T>
-SelectedAttention<Exec, T>::SelectedAttention(std::vector<LayerSelector> layers, const AttentionOptions& options)
-    : layers_(std::move(layers)), options_(options) {
+SelectedAttention<Exec, T>::SelectedAttention(std::vector<LayerSelector> layers, const AttentionOptions& options,
+                                              bool gated)
+    : layers_(std::move(layers)), options_(options), gated_(gated) {
     for (const LayerSelector& layer : layers_) validate(layer.method);
+}
+
+template <class Exec, class T>
+void SelectedAttention<Exec, T>::set_gates(const SelectionGates<Mem>& gates) {
+    require(gated_, "SelectedAttention", "made without gates", "made with them to set any");
+    gates_ = std::make_unique<const SelectionGates<Mem>>(gates);
 }
 
 template <class Exec, class T>
 void SelectedAttention<Exec, T>::prepare(const ModelConfig& config, const PassShape& pass) {
     require(static_cast<int>(layers_.size()) == config.num_hidden_layers, "selectors", layers_.size(),
             concat("one for each of the model's ", config.num_hidden_layers, " layers"));
+    if (gated_) {
+        require(gates_ != nullptr, "gates", "not set", "set before a gated pass");
+        detail::check_gates("extents of gate", gates_->gate.extent(0), gates_->gate.extent(1), config);
+        if (pass.training) {
+            detail::check_gates("extents of dgate", gates_->dgate.extent(0), gates_->dgate.extent(1), config);
+        }
+    }
     BlockAttention<Exec, T>::prepare(config, pass);
     training_ = pass.training;
     chosen_.resize(pass.training && !pass.recompute ? layers_.size() : 1);
@@ -73,13 +88,21 @@ auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInput
         fence(exec, "SparseAttn::selected_attention.select");
         selection_seconds_ = seconds_since(start);
     }
-    return {{made.layout, made.transposed}, nullptr, {}, {}, options_};
+    return plan_of(inputs.layer);
 }
 
 template <class Exec, class T>
 auto SelectedAttention<Exec, T>::backward_plan(const Exec&, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
-    const Chosen& made = chosen(inputs.layer);
-    return {{made.layout, made.transposed}, nullptr, {}, {}, options_};
+    return plan_of(inputs.layer);
+}
+
+template <class Exec, class T>
+auto SelectedAttention<Exec, T>::plan_of(int layer) -> LayerPlan<Mem> {
+    const Chosen& made = chosen(layer);
+    if (!gated_) return {{made.layout, made.transposed}, nullptr, {}, {}, options_};
+    sparse_ = std::make_unique<const LayoutPair<Mem>>(LayoutPair<Mem>{made.layout, made.transposed});
+    return {gates_->full, sparse_.get(), detail::layer_row(gates_->gate, layer),
+            detail::layer_row(gates_->dgate, layer), options_};
 }
 
 template <class Exec, class T>

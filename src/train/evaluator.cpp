@@ -11,6 +11,7 @@
 #include "sparseattn/train/detail/mean_loss.hpp"
 #include "sparseattn/train/detail/run_state.hpp"
 #include "sparseattn/train/reports.hpp"
+#include "sparseattn/train/train_options.hpp"
 #include "sparseattn/train/trained_model.hpp"
 
 namespace sparseattn {
@@ -26,24 +27,36 @@ struct Trained {
     Array1<float, TrainMem> parameters;
     std::optional<HeadMap> deployed;
     int sequence_length = 0;
-    HeadMode sparse;
+    int block = 0;
+    std::string branch_text;
+    SparseBranch sparse;
 };
 
-HeadMode sparse_mode(const CheckpointReader& reader, const EvaluationOptions& options) {
-    const SparsityOptions standard;  // for models trained without gates
-    HeadMode mode = HeadMode::stream(standard.sink, standard.local, standard.granularity);
+SparsityOptions branch_options(const CheckpointReader& reader, const EvaluationOptions& options) {
+    SparsityOptions branch;  // the standard one for models trained without gates
     const json& state = reader.meta().state;
     if (state.contains("sparsity")) {
         const json& sparsity = state["sparsity"];
-        mode.sink = state_entry(reader, sparsity, "sink").get<std::int32_t>();
-        mode.local = state_entry(reader, sparsity, "local").get<std::int32_t>();
-        mode.granularity =
+        branch.sparse_branch = sparsity.value("sparse_branch", branch.sparse_branch);
+        branch.sink = state_entry(reader, sparsity, "sink").get<std::int32_t>();
+        branch.local = state_entry(reader, sparsity, "local").get<std::int32_t>();
+        branch.granularity =
             state_entry(reader, sparsity, "granularity") == "block" ? Granularity::block : Granularity::token;
     }
-    mode.sink = options.sink.value_or(mode.sink);
-    mode.local = options.local.value_or(mode.local);
-    mode.granularity = options.granularity.value_or(mode.granularity);
-    return mode;
+    if (!options.sparse_branch.empty()) branch.sparse_branch = options.sparse_branch;
+    const bool window = options.sink || options.local || options.granularity;
+    require(!window || branch.sparse_branch == "streaming", "sink, local or granularity", "given",
+            concat("left out with the sparse branch '", branch.sparse_branch, "'"));
+    branch.sink = options.sink.value_or(branch.sink);
+    branch.local = options.local.value_or(branch.local);
+    branch.granularity = options.granularity.value_or(branch.granularity);
+    return branch;
+}
+
+int block_edge(const CheckpointReader& reader, const EvaluationOptions& options) {
+    const json& state = reader.meta().state;
+    const TrainOptions standard;
+    return options.block.value_or(state.value("sparsity", json::object()).value("block", standard.block));
 }
 
 Trained load(const EvaluationOptions& options) {
@@ -52,7 +65,10 @@ Trained load(const EvaluationOptions& options) {
     trained.model = read_trained_model(reader);
     trained.sequence_length = options.sequence_length.value_or(trained.model.sequence_length);
     try {
-        trained.sparse = sparse_mode(reader, options);
+        const SparsityOptions branch = branch_options(reader, options);
+        trained.block = block_edge(reader, options);
+        trained.branch_text = branch.sparse_branch;
+        trained.sparse = make_sparse_branch(branch, trained.model.config, trained.block);
     } catch (const json::exception& error) {
         throw CheckpointError(concat(options.checkpoint.string(), ": the state is damaged: ", error.what()));
     }
@@ -84,10 +100,11 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
                             trained.model.seed, true);
     const TrainExec exec;
     detail::PackRunner runner(exec, config,
-                              {options.block, options.implementation, trained.sparse, {false, options.loss_block}},
+                              {trained.block, options.implementation, trained.sparse, {false, options.loss_block}},
                               ProcessGrid(communicator));
     EvaluationResult result;
     result.step = trained.model.step;
+    result.sparse_branch = trained.branch_text;
     result.packs = stream.packs_per_epoch();
     if (options.packs > 0) result.packs = std::min(result.packs, options.packs);
     const auto measure = [&](const HeadMap* gates) {
@@ -96,8 +113,8 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
         return mean.loss;
     };
     if (options.dense) result.dense = measure(nullptr);
-    const HeadMap streaming(config.num_hidden_layers, config.num_key_value_heads, 0.0);
-    if (options.sparse) result.sparse = measure(&streaming);
+    const HeadMap closed(config.num_hidden_layers, config.num_key_value_heads, 0.0);
+    if (options.sparse) result.sparse = measure(&closed);
     if (trained.deployed) {
         result.head_map = *trained.deployed;
         result.deployed_sparsity = head_sparsity(result.head_map);
@@ -118,6 +135,7 @@ json EvaluationResult::to_json() const {
     return {{"step", step},
             {"dense", dense},
             {"sparse", sparse},
+            {"sparse_branch", sparse_branch},
             {"deployed", deployed},
             {"deployed_sparsity", deployed_sparsity},
             {"head_map", std::move(map)},

@@ -22,8 +22,12 @@ MemoryPlan model_plan(const detail::TrainExec& exec, const Decoder<detail::Train
     const std::int64_t tokens = partition(options.sequence_length, 0, ranks).count();
     const bool gated = has_gates(options.mode);
     const TrainingMemory memory{options.recompute, options.loss_block};
-    if (ranks == 1) return decoder.memory_plan(tokens, gated, true, memory);
     const detail::PackSettings settings = detail::pack_settings(options);
+    if (ranks == 1 && gated && settings.sparse.selects()) {
+        const SelectedAttention<detail::TrainExec, float> selected(detail::layer_selectors(settings.sparse), {}, true);
+        return decoder.memory_plan(tokens, selected, true, memory);
+    }
+    if (ranks == 1) return decoder.memory_plan(tokens, gated, true, memory);
     const std::size_t heads =
         static_cast<std::size_t>(options.model.num_hidden_layers) * options.model.num_attention_heads;
     const auto attention = SequenceParallelAttention<detail::TrainExec, float>::bytes_of(
@@ -48,6 +52,7 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const std::int64_t tokens = partition(length, 0, options.seq_parallel_size).count();
     const std::int64_t weights = decoder.table().total() * bytes_of_float;
     const MemoryPlan model = model_plan(exec, decoder, options);
+    const bool two_layouts = gated && !detail::pack_settings(options).sparse.selects();
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
     const int groups = ranks / options.seq_parallel_size;
@@ -64,7 +69,7 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
         {"activations", model.activations},
         {"workspace", model.workspace},
         {"attention", model.attention},
-        {"batch and layouts", 3 * 4 * tokens + (gated ? 2 : 1) * dense_layout_bytes(length, options.block)},
+        {"batch and layouts", 3 * 4 * tokens + (two_layouts ? 2 : 1) * dense_layout_bytes(length, options.block)},
         {"data", packs * 3 * 4 * length},
     };
     return plan;

@@ -59,11 +59,16 @@ std::int64_t count_labels(const PackedTokens& pack) {
     return labels_in(pack, {0, static_cast<std::int64_t>(pack.labels.size())});
 }
 
+std::vector<LayerSelector> layer_selectors(const SparseBranch& branch) {
+    std::vector<LayerSelector> layers;
+    for (const SelectorOptions& method : branch.layers) layers.push_back({method, {}});
+    return layers;
+}
+
 PackSettings pack_settings(const TrainOptions& options) {
-    const SparsityOptions& sparsity = options.sparsity;
     return {options.block,
             options.implementation,
-            HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
+            make_sparse_branch(options.sparsity, options.model, options.block),
             {options.recompute, options.loss_block},
             options.gpu_aware};
 }
@@ -77,11 +82,14 @@ SequenceParallelOptions spread_options(const PackSettings& settings) {
 
 SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate) {
     if (gate.empty()) return {{{FullOptions{settings.block, true}, {}}}, {}};
+    if (settings.sparse.selects()) return {layer_selectors(settings.sparse), std::move(gate)};
+    const HeadMode& mode = settings.sparse.mode;
     StreamingOptions streaming;
     streaming.block = settings.block;
-    streaming.sink = settings.sparse.sink;
-    streaming.local = settings.sparse.local;
-    streaming.granularity = settings.sparse.granularity;
+    streaming.sink = mode.sink;
+    streaming.local = mode.local;
+    streaming.granularity = mode.granularity;
+    streaming.dense_tail = mode.dense_tail;
     return {{{streaming, {}}}, std::move(gate)};
 }
 
@@ -91,6 +99,9 @@ PackRunner::PackRunner(const TrainExec& exec, const ModelConfig& config, const P
         spread_ = std::make_unique<SequenceParallelAttention<TrainExec, float>>(exec, grid_.sequence(), config,
                                                                                 spread_options(settings_));
         return;
+    }
+    if (settings_.sparse.selects()) {
+        selected_.emplace(layer_selectors(settings_.sparse), AttentionOptions{0.0, settings_.implementation}, true);
     }
     gate_ = Array2<float, TrainMem>("SparseAttn::gate", config.num_hidden_layers, config.num_attention_heads);
     dgate_ = Array2<float, TrainMem>("SparseAttn::dgate", config.num_hidden_layers, config.num_attention_heads);
@@ -114,16 +125,20 @@ double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates
     const Batch<TrainMem> batch = make_batch(exec_, pack);
     const std::vector<HeadMode> dense(static_cast<std::size_t>(config.num_attention_heads), HeadMode::dense());
     const Layout full(exec_, batch.sequences, settings_, dense);
-    AttentionPlan<TrainMem> plan{{full.lists, full.transposed}, nullptr, {}, {0.0, settings_.implementation}};
+    const LayoutPair<TrainMem> full_pair{full.lists, full.transposed};
+    AttentionPlan<TrainMem> plan{full_pair, nullptr, {}, {0.0, settings_.implementation}};
     if (gates == nullptr) {
         planned_.set(plan);
         return work(batch, planned_);
     }
-    const std::vector<HeadMode> streaming(dense.size(), settings_.sparse);
-    const Layout sparse(exec_, batch.sequences, settings_, streaming);
-    const LayoutPair<TrainMem> sparse_pair{sparse.lists, sparse.transposed};
     Kokkos::deep_copy(exec_, gate_, HostFloats(gate.data(), gate_.extent(0), gate_.extent(1)));
     Kokkos::deep_copy(exec_, dgate_, 0.0F);
+    if (selected_) {
+        selected_->set_gates({full_pair, gate_, dgate_});
+        return work(batch, *selected_);
+    }
+    const Layout sparse(exec_, batch.sequences, settings_, std::vector<HeadMode>(dense.size(), settings_.sparse.mode));
+    const LayoutPair<TrainMem> sparse_pair{sparse.lists, sparse.transposed};
     plan.sparse = &sparse_pair;
     plan.gate = gate_;
     planned_.set(plan, dgate_);

@@ -94,7 +94,9 @@ std::int64_t counter(const CheckpointReader& reader, const json& state, const ch
 }
 
 void check_fixed(const CheckpointReader& reader, const json& must) {
-    const json was = reader.meta().state.value("fixed", json::object());
+    json was = reader.meta().state.value("fixed", json::object());
+    // Checkpoints from before there was another branch.
+    if (!was.contains("sparsity.sparse_branch")) was["sparsity.sparse_branch"] = "streaming";
     for (const auto& [key, value] : must.items()) {
         const auto found = was.find(key);
         if (found == was.end() || *found != value) {
@@ -139,6 +141,7 @@ json fixed_settings(const TrainOptions& options, const TokenDataset& data) {
     fixed["data.vocab_size"] = data.vocab_size();
     fixed["train.mode"] = to_string(options.mode);
     fixed["train.batch_size"] = options.batch_size;
+    if (has_gates(options.mode)) fixed["sparsity.sparse_branch"] = options.sparsity.sparse_branch;
     return fixed;
 }
 
@@ -166,9 +169,11 @@ CheckpointMeta describe(const RunState& state, const TrainOptions& options, cons
     const SparsityOptions& sparsity = options.sparsity;
     meta.state["gate_updates"] = state.gates->updates;
     meta.state["sparsity"] = {
+        {"sparse_branch", sparsity.sparse_branch},
         {"sink", sparsity.sink},
         {"local", sparsity.local},
         {"granularity", sparsity.granularity == Granularity::block ? "block" : "token"},
+        {"block", options.block},
         {"end_head_sparsity", sparsity.end_head_sparsity},
         {"target", learns_masks(options.mode) ? json(state.gates->target(state.step)) : json()},
         {"deployed", head_sparsity(state.gates->deployed())},

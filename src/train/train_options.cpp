@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/sparsity/sparse_branch.hpp"
 
 namespace sparseattn {
 namespace {
@@ -49,6 +50,7 @@ void TrainOptions::validate() const {
     require(max_skipped_steps >= 1, "max_skipped_steps", max_skipped_steps, "at least 1");
     require(sequence_length >= 2, "sequence_length", sequence_length, "at least 2");
     require(block == 64 || block == 128, "block", block, "64 or 128");
+    if (has_gates(mode)) (void)make_sparse_branch(sparsity, model, block);
     require(checkpoint_interval >= 0, "checkpoint_interval", checkpoint_interval, "at least 0");
     require(keep_checkpoints >= 2, "keep_checkpoints", keep_checkpoints, "at least 2");
     require(evaluation_interval >= 0, "evaluation_interval", evaluation_interval, "at least 0");

@@ -31,13 +31,14 @@ TEST(Options, EveryKeyArrives) {
                         "train.warmup_ratio=0.2", "train.min_lr_ratio=0.3", "train.weight_decay=0.4", "train.beta1=0.5",
                         "train.beta2=0.6", "train.epsilon=1e-7", "train.clip_norm=2", "train.recompute=true",
                         "train.loss_block=99", "train.max_skipped_steps=8", "train.init_from=first"});
-    deck.override_with(
-        {"sparsity.start_head_sparsity=0.1", "sparsity.end_head_sparsity=0.5", "sparsity.sparsity_warmup_ratio=0.6",
-         "sparsity.schedule=logarithmic", "sparsity.mask_learning_rate=0.7", "sparsity.reg_learning_rate=0.8",
-         "sparsity.disable_linear_regularization_term=true", "sparsity.estimate=deterministic", "sparsity.sink=5",
-         "sparsity.local=6", "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
-         "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic", "parallel.seq_parallel_size=2",
-         "parallel.bucket_bytes=1000"});
+    deck.override_with({"sparsity.start_head_sparsity=0.1", "sparsity.end_head_sparsity=0.5",
+                        "sparsity.sparsity_warmup_ratio=0.6", "sparsity.schedule=logarithmic",
+                        "sparsity.mask_learning_rate=0.7", "sparsity.reg_learning_rate=0.8",
+                        "sparsity.disable_linear_regularization_term=true", "sparsity.estimate=deterministic",
+                        "sparsity.sink=5", "sparsity.sparse_branch=minference", "sparsity.local=6",
+                        "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
+                        "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic"});
+    deck.override_with({"parallel.seq_parallel_size=2", "parallel.bucket_bytes=1000"});
     const TrainOptions o = train_options(deck, 2);
     EXPECT_EQ(o.run_dir, "out");
     EXPECT_EQ(o.seed, 7U);
@@ -76,6 +77,7 @@ TEST(Options, EveryKeyArrives) {
     EXPECT_TRUE(o.sparsity.disable_linear_regularization_term);
     EXPECT_EQ(o.sparsity.estimate, SparsityEstimate::deterministic);
     EXPECT_EQ(o.sparsity.sink, 5);
+    EXPECT_EQ(o.sparsity.sparse_branch, "minference");
     EXPECT_EQ(o.sparsity.local, 6);
     EXPECT_EQ(o.sparsity.granularity, Granularity::block);
     EXPECT_EQ(o.masks, "m.tsv");
@@ -103,6 +105,11 @@ TEST(Options, KeysThatDoNotFitTogetherNameTheirPlace) {
     EXPECT_THAT(message_of({"train.mode=weights_only"}),
                 testing::StartsWith("command line: train.mode is \"weights_only\", must be another mode"));
     EXPECT_EQ(message_of({"train.mode=weights_only", "sparsity.masks=m.tsv"}), "no error");
+    EXPECT_EQ(message_of({"sparsity.sparse_branch=xattention:stride=16,threshold=0.8"}), "no error");
+    EXPECT_THAT(
+        message_of({"sparsity.sparse_branch=xatention"}),
+        testing::StartsWith("command line: sparsity.sparse_branch is 'xatention': selector is 'xatention', must "
+                            "be one of full, streaming, xattention"));
 }
 
 }  // namespace

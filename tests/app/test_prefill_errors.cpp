@@ -165,6 +165,27 @@ TEST_F(PrefillErrors, FilesOfTensors) {
     expect_of_file(3, "tensors.h5", nothing);
 }
 
+TEST_F(PrefillErrors, WeightsThatAreNotFinite) {
+    const CheckpointReader reader(prefill.run_folder() / "checkpoints" / "step_000000000003");
+    std::map<std::string, std::vector<float>> values;
+    std::vector<TensorPart> parts;
+    for (TensorInfo tensor : reader.tensors()) {
+        tensor.dtype = DType::float32;
+        std::vector<float>& data = values[tensor.name];
+        data.resize(static_cast<std::size_t>(tensor.count()));
+        reader.read_as(tensor.name, 0, tensor.count(), data.data());
+        if (tensor.name == "model.norm.weight") data[5] = std::nanf("");
+        parts.push_back({tensor, 0, tensor.count(), data.data()});
+    }
+    CheckpointWriter writer(prefill.path("nan"), 3, 0, 1);
+    writer.prepare();
+    const ShardRecord record = writer.write_shard(parts);
+    writer.write_index(reader.meta(), {record});
+    writer.commit();
+    expect(4, "the loss with full attention is nan",
+           [&](PrefillArguments& arguments) { arguments.input = prefill.path("nan"); });
+}
+
 // A sequence without tokens is no error.
 TEST_F(PrefillErrors, EmptySequencesAreNone) {
     write_tensors({{0, 0, 50, 50}, {0, 30, 100, 100}, true, {}});

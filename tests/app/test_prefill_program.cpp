@@ -301,6 +301,7 @@ TEST_F(PrefillProgram, FilesMayHoldChunksAndSequences) {
         EXPECT_EQ(comparison.at("keys"), 333);
         Layer layer(AttentionFileReader(file), 7);
         layer.problem.scale = 0.2;
+        for (float& q : layer.query) q *= static_cast<float>(0.2 * std::sqrt(64.0));  // selectors scale by 1 / sqrt(d)
         auto method = std::get<XAttentionOptions>(parse_selector(arguments.methods[0]));
         method.causal = causal;
         const testing::Mask kept = layer.mask(layer.layout(describe(SelectorOptions(method))));

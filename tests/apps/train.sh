@@ -8,6 +8,7 @@ shift 2
 . "$here/expect.sh"
 mpirun="$*"
 train=$bin/sparseattn-train
+eval=$bin/sparseattn-eval
 cd "$work" || exit 1
 
 mkdir text
@@ -53,6 +54,13 @@ grep -q "^total  *[0-9.]* [KMG]iB$" "$work/output" || fail "the dry run has no m
 # The printed deck is a deck.
 sed -n '/^\[run\]/,/^gpu_aware/p' "$work/output" >merged.toml
 expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
+
+# Closed gates that select; evaluated as they were trained, and with another branch.
+expect 2 "sparsity.sparse_branch is 'full': method is full" "$train" -i deck.toml -n sparsity.sparse_branch=full
+expect 0 "^step=4 loss=" "$train" -i deck.toml -d selecting train.max_steps=4 sparsity.sparse_branch=xattention:threshold=0.5
+expect 0 "^all xattention:threshold=0.5 " "$eval" --packs 2 selecting
+expect 0 "^all streaming " "$eval" --packs 2 --sparse-branch streaming --local 16 selecting
+expect 3 "sparsity.sparse_branch is \"streaming\" in this run, must be \"xattention:threshold=0.5\"" "$train" -i deck.toml -d selecting -r latest train.max_steps=6
 
 # shellcheck disable=SC2086
 {

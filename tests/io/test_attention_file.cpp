@@ -232,6 +232,28 @@ TEST_F(H5pyFiles, EveryStoredTypeIsRead) {
     expect_layer<float>(layers, 12);
 }
 
+TEST_F(H5pyFiles, ScaleGoesIntoTheQuery) {
+    const AttentionFileReader usual(folder / "good/f4.h5"), scaled(folder / "good/layers.h5");
+    EXPECT_EQ(read_scaled_query(usual, 0), usual.read<float>(0, AttentionTensor::query));
+    std::vector<float> wanted = scaled.read<float>(3, AttentionTensor::query);
+    for (float& value : wanted) value *= static_cast<float>(0.25 * std::sqrt(3.0));
+    EXPECT_EQ(read_scaled_query(scaled, 3), wanted);
+}
+
+TEST(AttentionFile, CausalSequencesNeedKeys) {
+    const TemporaryFolder root;
+    for (const bool causal : {true, false}) {
+        AttentionFileWriter writer(root / "a.h5", {{0, 2, 4, 5}, {0, 3, 3, 7}, causal, {}});
+        write_layer<float>(writer, 0);
+        writer.commit();
+        const std::string message = message_of<FileError>([&] {
+            require_enough_keys(AttentionFileReader(root / "a.h5"));
+            return 0;
+        });
+        EXPECT_EQ(message.find("sequence 1 has 0 keys for 2 queries") != std::string::npos, causal) << message;
+    }
+}
+
 // A file of a single layer gets results beside the tensors in its root.
 TEST_F(H5pyFiles, ResultsBesideTensorsOfTheRoot) {
     const std::vector<float> lse = sample_lse();

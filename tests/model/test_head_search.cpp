@@ -116,18 +116,6 @@ TEST(LayerSamples, QualityIsThatOfPlainAttention) {
     EXPECT_EQ(dense.mean_density(), 1);
 }
 
-TEST(LayerSamples, ScaleGoesIntoTheScores) {
-    const Problem<float> problem(2, 1, d, {0, 300}, {0, 300}, Kind::spikes, 3);
-    LayerTensors tensors = tensors_of(problem, 3);
-    Samples scaled(Exec(), {2, 1, d, true, 2 / std::sqrt(double(d))}), multiplied(Exec(), {2, 1, d});
-    scaled.add(tensors);
-    for (float& q : tensors.query) q *= 2;
-    multiplied.add(tensors);
-    const SelectorOptions method = parse_selector("xattention:block=64,threshold=0.5");
-    EXPECT_EQ(scaled.density(method), multiplied.density(method));
-    EXPECT_EQ(scaled.quality(method).difference.error, multiplied.quality(method).difference.error);
-}
-
 TEST(LayerSamples, RefusesWhatDoesNotFit) {
     EXPECT_THAT(message_of([] { Samples(Exec(), {4, 3, d}); }), HasSubstr("kv_heads is 3, must be a divisor"));
     const Problem<float> problem(4, 2, d, {0, 100}, {0, 100}, Kind::random, 3);

@@ -7,6 +7,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/model/capture_attention.hpp"
 #include "sparseattn/model/selected_attention.hpp"
+#include "support/kokkos_tools.hpp"
 
 namespace sparseattn::test {
 namespace {
@@ -184,6 +185,34 @@ TEST(SelectedAttention, MemoryStaysAndIsStated) {
         EXPECT_GT(held, (stated.saved + stated.workspace) / 2) << method;
         pass();
         EXPECT_EQ(selected.allocated(), held) << method;
+    }
+}
+
+// Every kernel is labelled, and in the steady state only layouts and their transposes are allocated.
+TEST(SelectedAttention, KernelsAreLabelledAndOnlyLayoutsAllocated) {
+    using ::testing::AnyOf;
+    using ::testing::StartsWith;
+    const Exec exec;
+    for (const std::string& method : methods) {
+        const LayerCase c(4);
+        SelectedAttention<Exec, float> selected(selectors(2, method));
+        const LayerInputs<Exec, float> inputs{0, c.sequences, c.inputs()};
+        const auto pass = [&] {
+            selected.prepare(c.config, {LayerCase::tokens, true, false});
+            selected.forward(exec, inputs, c.out.heads(LayerCase::tokens, 4));
+            selected.backward(exec, inputs, c.out.heads(LayerCase::tokens, 4), c.dout.heads(LayerCase::tokens, 4),
+                              c.results());
+        };
+        pass();
+        const sparseattn::testing::KokkosRecording recording;
+        pass();
+        for (const auto& kernel : recording.kernels()) {  // the library's, or a View's fill by Kokkos
+            EXPECT_THAT(kernel.label, AnyOf(StartsWith("SparseAttn::"), StartsWith("Kokkos::View")));
+        }
+        for (const std::string& label : recording.allocations()) {
+            EXPECT_THAT(label, AnyOf(StartsWith("SparseAttn::layout"), StartsWith("SparseAttn::grid"),
+                                     StartsWith("SparseAttn::transpose"), "SparseAttn::list_rules"));
+        }
     }
 }
 

@@ -68,6 +68,9 @@ TEST(TrainMemoryPlan, FollowsTheMode) {
     const std::int64_t kept = bytes("activations");
     options.recompute = true;
     EXPECT_LT(bytes("activations"), kept);
+    const std::int64_t streaming = bytes("attention") + bytes("activations");
+    options.sparsity.sparse_branch = "xattention";
+    EXPECT_GT(bytes("attention") + bytes("activations"), streaming);
     options.mode = TrainMode::masks_only;
     EXPECT_EQ(bytes("optimizer moments"), 0);
     options.mode = TrainMode::dense;

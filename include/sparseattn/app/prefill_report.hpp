@@ -59,7 +59,7 @@ struct PrefillComparison {
     std::string title;        // "8192 tokens", or of the file
     std::int64_t tokens = 0;  // queries of one sample
     std::int64_t keys = 0;
-    int sequences = 0;  // of one sample
+    int sequences = 0;  // of all samples
     int samples = 1;    // figures are means over them
     std::int64_t labels = 0;
     std::int64_t sampled_queries = 0;  // of all samples

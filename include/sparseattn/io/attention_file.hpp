@@ -64,6 +64,10 @@ class AttentionFileReader {
     std::unique_ptr<State> state_;
 };
 
+/// A layer's query times scale * sqrt(head_dim): attention and selection at the usual scale, 1 / sqrt(head_dim), then
+/// are those of the file.
+[[nodiscard]] std::vector<float> read_scaled_query(const AttentionFileReader& file, int layer);
+
 /// FileError naming the sequence when the file is causal and a sequence has fewer keys than queries: attention takes
 /// it, selection does not.
 void require_enough_keys(const AttentionFileReader& file);

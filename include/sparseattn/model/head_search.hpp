@@ -12,7 +12,7 @@
 
 namespace sparseattn {
 
-/// One layer's tensors on the host, flat, as files of attention tensors have them.
+/// One layer's tensors on the host, flat; attention scales their products by 1 / sqrt(head_dim).
 struct LayerTensors {
     std::vector<std::int32_t> query_offsets, key_offsets;
     std::vector<float> query;       // [T_q, heads, head_dim]
@@ -38,7 +38,6 @@ class LayerSamples {
         int kv_heads = 0;
         int head_dim = 0;
         bool causal = true;
-        double scale = 0;  // of query . key; 0: 1 / sqrt(head_dim)
     };
 
     /// Throws InvalidArgument for heads that do not fit.
@@ -64,8 +63,8 @@ class LayerSamples {
         Array3<float, Mem> query, key, value, dense;
         [[nodiscard]] AttentionInputs<float, Mem> inputs() const { return {query, key, value}; }
     };
-    [[nodiscard]] Array3<float, Mem> on_device(const std::vector<float>& flat, const char* name, int tokens, int heads,
-                                               float factor) const;
+    [[nodiscard]] Array3<float, Mem> on_device(const std::vector<float>& flat, const char* name, int tokens,
+                                               int heads) const;
     void attend(const Sample& sample, const BlockLayout<Mem>& layout, const Array3<float, Mem>& out);
     template <class Visit>
     std::vector<double> select_all(const SelectorOptions& method, const Visit& visit);

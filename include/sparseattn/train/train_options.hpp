@@ -77,11 +77,11 @@ struct TrainOptions {
     std::int64_t evaluation_interval = 0;  // steps; 0: at the end only
     std::int64_t evaluation_packs = 16;    // validation packs per evaluation; 0: none, no evaluation
     bool evaluate_dense = true;            // evaluations also measure the same weights with every head dense ...
-    bool evaluate_sparse = false;          // ... and with every head streaming
+    bool evaluate_sparse = false;          // ... and with every gate closed
 
     std::string deck;  // the merged deck, stored in every checkpoint as it is
 
-    /// Throws InvalidArgument naming the first field out of range.
+    /// Throws InvalidArgument naming the first field out of range; FileError for a table of the sparse branch.
     void validate() const;
     /// Also checks what must fit to the number of ranks.
     void validate(int ranks) const;

@@ -43,8 +43,8 @@ class LayerComparison {
 
     // Bytes held now.
     [[nodiscard]] std::int64_t allocated() const;
-    // Bytes that compare() will hold for `queries` queries, besides the attention call's temporaries: the result of a
-    // method, selection's workspace for one sequence, and one layout as if every block were kept.
+    // Bytes that compare() will hold for one sequence: the result of a method, temporaries of selection and attention,
+    // and one layout as if every block were kept.
     [[nodiscard]] static std::int64_t bytes(std::int64_t queries, std::int64_t keys, int heads, int kv_heads,
                                             int head_dim, const std::vector<LayerSelector>& methods);
 

@@ -12,7 +12,7 @@ namespace sparseattn::detail {
 
 using SearchSamples = LayerSamples<Kokkos::DefaultExecutionSpace>;
 
-// The files of samples, which must agree: layers, heads, causality, scale.
+// The files of samples, which must agree: layers, heads, causality.
 class SearchInput {
   public:
     SearchInput(const SearchArguments& arguments, bool needs_causal);

@@ -3,14 +3,17 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "sparseattn/io/packed_batch.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/model/selected_attention.hpp"
 #include "sparseattn/model/sequence_parallel.hpp"
 #include "sparseattn/parallel/process_grid.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
+#include "sparseattn/sparsity/sparse_branch.hpp"
 #include "sparseattn/train/train_options.hpp"
 
 namespace sparseattn::detail {
@@ -21,7 +24,7 @@ using TrainMem = TrainExec::memory_space;
 struct PackSettings {
     int block = 64;
     Implementation implementation = Implementation::automatic;
-    HeadMode sparse;  // what a head does as far as its gate is 0
+    SparseBranch sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
     bool gpu_aware = false;  // MPI takes pointers to device memory
 };
@@ -33,6 +36,9 @@ struct PackSettings {
 
 // The pack on the device.
 [[nodiscard]] Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack);
+
+// The layers of the gated operator of a sparse branch that selects.
+[[nodiscard]] std::vector<LayerSelector> layer_selectors(const SparseBranch& branch);
 
 // How several ranks share attention.
 [[nodiscard]] SequenceParallelOptions spread_options(const PackSettings& settings);
@@ -62,6 +68,7 @@ class PackRunner {
     [[nodiscard]] const ProcessGrid& grid() const { return grid_; }
 
   private:
+    // work(batch, attention) with the operator for these gates.
     template <class Work>
     double with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work);
     [[nodiscard]] std::vector<float> gate_gradients();
@@ -72,7 +79,8 @@ class PackRunner {
     Decoder<TrainExec, float> decoder_;
     std::unique_ptr<SequenceParallelAttention<TrainExec, float>> spread_;  // where several ranks share a pack
     PlannedAttention<TrainExec, float> planned_;                           // otherwise
-    Array2<float, TrainMem> gate_;                                         // of planned_, [layers, query heads]
+    std::optional<SelectedAttention<TrainExec, float>> selected_;          // of a sparse branch that selects
+    Array2<float, TrainMem> gate_;                                         // of these two, [layers, query heads]
     Array2<float, TrainMem> dgate_;                                        // the same
 };
 
