@@ -68,6 +68,7 @@ struct SequenceParallelAttention<Exec, T>::State {
     SequenceBuffers<T, Mem> buffers;
     Array1<float, Mem> gate, dgate;                       // of this rank's heads, as plan->gate_heads()
     std::vector<std::vector<WholeLayout<Mem>>> selected;  // [layer, or one for all][piece], of selected heads
+    std::vector<double> visited;                          // blocks by selected heads of this rank
     Workspace<Mem> workspace;                             // of selectors and attention calls, one after the other
     Exchange gather[2], back, halo, own;
 
@@ -91,7 +92,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         return Span1<float, Mem>(all.data() + heads.gate_begin, heads.heads.queries.size());
     }
 
-    void select_layout(const Exec& exec, const HeadsPlan<Mem>& heads, const AttentionInputs<T, Mem>& inputs,
+    void select_layout(const Exec& exec, int layer, const HeadsPlan<Mem>& heads, const AttentionInputs<T, Mem>& inputs,
                        WholeLayout<Mem>& chosen) {
         if constexpr (std::is_same_v<T, double>) {
             require(false, "task.layers[].method", selector_name(heads.selector.method),
@@ -100,6 +101,14 @@ struct SequenceParallelAttention<Exec, T>::State {
             chosen.lists = select<Exec, T>(exec, inputs.query, inputs.key, plan->sequences(), heads.selector.method,
                                            workspace, heads.selector.heads);
             if (pass.training) chosen.transposed = transpose(exec, plan->sequences(), chosen.lists);
+            const auto offsets = to_host(exec, chosen.lists.offsets);
+            const auto head_list = to_host(exec, chosen.lists.head_list);
+            for (std::size_t i = 0; i < head_list.size(); ++i) {
+                const std::int64_t row = static_cast<std::int64_t>(head_list[i]) * chosen.lists.grid.rows;
+                const auto at = static_cast<std::size_t>(row), end = at + chosen.lists.grid.rows;
+                visited[static_cast<std::size_t>(layer * config.num_attention_heads + heads.heads.queries[i])] =
+                    static_cast<double>(offsets[end] - offsets[at]);
+            }
         }
     }
 
@@ -116,7 +125,7 @@ struct SequenceParallelAttention<Exec, T>::State {
         const SavedPiece<T, Mem>& saved = buffers.layers[static_cast<std::size_t>(layer)].pieces[i];
         const int d = config.head_dim, queries = static_cast<int>(heads.heads.queries.size());
         const auto inputs = inputs_of<AttentionInputs<T, Mem>>(saved.inputs, heads.heads, d);
-        if (!heads.known) select_layout(exec, heads, inputs, selected[kept_set(layer)][i]);
+        if (!heads.known) select_layout(exec, layer, heads, inputs, selected[kept_set(layer)][i]);
         const Layouts layouts(*this, heads, &chosen_layout(layer, i));
         forward_call<Exec, T>({exec, inputs, plan->sequences(), layouts.plan, saved.branches, workspace},
                               heads_of(out, 0, queries, d));
@@ -276,6 +285,9 @@ void SequenceParallelAttention<Exec, T>::begin_pack(const std::vector<std::int32
     s.gate = to_device(s.planner, "SparseAttn::gate", gate);
     s.dgate = zeros<float>(s.planner, "SparseAttn::dgate", static_cast<std::int64_t>(gate.size()));
     fence(s.planner, "SparseAttn::begin_pack");
+    s.visited.assign(
+        static_cast<std::size_t>(s.config.num_hidden_layers) * static_cast<std::size_t>(s.config.num_attention_heads),
+        0.0);
 }
 
 template <class Exec, class T>
@@ -352,6 +364,14 @@ std::vector<float> SequenceParallelAttention<Exec, T>::gate_gradients() {
     for (std::size_t i = 0; i < heads.size(); ++i) all[static_cast<std::size_t>(heads[i])] = mine[i];
     // One rank has a number, the others 0: no rounding.
     s.group.all_reduce_sum(all.data(), static_cast<std::int64_t>(all.size()));
+    return all;
+}
+
+template <class Exec, class T>
+std::vector<double> SequenceParallelAttention<Exec, T>::visited_blocks() const {
+    require(state_->plan != nullptr, "pack", "not set", "set by begin_pack");
+    std::vector<double> all = state_->visited;
+    state_->group.all_reduce_sum(all.data(), static_cast<std::int64_t>(all.size()));  // one rank has each number
     return all;
 }
 

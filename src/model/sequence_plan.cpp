@@ -150,11 +150,17 @@ void SequencePlan<Exec>::check() const {
     for (std::size_t l = 0; l < task_.layers.size(); ++l) {
         check_selector(task_.layers[l], concat("task.layers[", l, "]"), heads, block_);
     }
-    const auto gates = static_cast<std::size_t>(layers) * static_cast<std::size_t>(heads);
-    require(task_.gate.empty() || task_.gate.size() == gates, "task.gate.size()", task_.gate.size(),
-            concat("0 or layers * query heads, ", gates));
+    const auto check_size = [&](const char* name, std::size_t size) {
+        const auto all = static_cast<std::size_t>(layers) * static_cast<std::size_t>(heads);
+        require(size == 0 || size == all, name, size, concat("0 or layers * query heads, ", all));
+    };
+    check_size("task.gate.size()", task_.gate.size());
+    check_size("task.visited.size()", task_.visited.size());
     for (std::size_t i = 0; i < task_.gate.size(); ++i) {
         require(task_.gate[i] >= 0 && task_.gate[i] <= 1, concat("task.gate[", i, "]"), task_.gate[i], "from 0 to 1");
+    }
+    for (std::size_t i = 0; i < task_.visited.size(); ++i) {
+        require(task_.visited[i] >= 0, concat("task.visited[", i, "]"), task_.visited[i], "at least 0");
     }
 }
 
@@ -175,6 +181,14 @@ std::vector<std::optional<HeadMode>> SequencePlan<Exec>::known_modes(int l) cons
 }
 
 template <class Exec>
+double SequencePlan<Exec>::cost(int head, float z, const std::optional<HeadMode>& mode) {
+    // Both branches of a gated head come out of one pass over the keys.
+    if (z > 0) return whole_.visited(HeadMode::dense());
+    if (mode) return whole_.visited(*mode);
+    return task_.visited.empty() ? whole_.visited(HeadMode::dense()) : task_.visited[static_cast<std::size_t>(head)];
+}
+
+template <class Exec>
 void SequencePlan<Exec>::plan_layer(int l, const SequenceParallelOptions& options) {
     const int heads = config_.num_attention_heads, group = heads / config_.num_key_value_heads;
     const auto modes = known_modes(l);
@@ -187,8 +201,7 @@ void SequencePlan<Exec>::plan_layer(int l, const SequenceParallelOptions& option
             halo.push_back(h);
             costs.push_back(-1);
         } else {
-            // Both branches come out of one pass over the keys; what a method will select is not known.
-            costs.push_back(whole_.visited(z == 0 && mode ? *mode : HeadMode::dense()));
+            costs.push_back(cost(l * heads + h, z, mode));
         }
     }
     LayerExchange<Mem>& layer = layers_[static_cast<std::size_t>(l)];

@@ -185,6 +185,34 @@ TEST(SequenceParallel, SelectedLayoutsAreThoseOfOneRank) {
     }
 }
 
+TEST(SequenceParallel, SelectedHeadsArePlacedByWhatTheyVisited) {
+    const Communicator group = Communicator::world();
+    LayerSelector selector = xattention();
+    std::get<XAttentionOptions>(selector.method).thresholds = {1.0, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1};
+    const SequenceCase c{{0, 1001}, 8, selector, {}};
+    SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config());
+    one_of_ranks(attention, group, c);
+    const std::vector<double> visited = attention.visited_blocks();
+    const Sequences<Mem> sequences(c.offsets);
+    const auto dense_blocks = build_layout(Exec(), sequences, 64, true, {HeadMode::dense()}).columns.extent(0);
+    ASSERT_EQ(visited.size(), std::size_t{case_heads});
+    EXPECT_EQ(visited[0], static_cast<double>(dense_blocks));
+    for (int h = 1; h < case_heads; ++h) EXPECT_LT(visited[h], 0.5 * visited[0]);
+
+    SequenceParallelTask task = c.task();
+    task.visited = visited;
+    attention.begin_pack(c.offsets, task);
+    const auto placement = attention.placement(0);
+    double most = 0, total = 0;
+    for (const auto& heads : placement) {
+        double load = 0;
+        for (const int h : heads) load += visited[h];
+        most = std::max(most, load);
+        total += load;
+    }
+    EXPECT_LE(most, std::max(visited[0], total / group.size() + *std::max_element(visited.begin() + 1, visited.end())));
+}
+
 TEST(SequenceParallel, SameBitsAgain) {
     const Communicator group = Communicator::world();
     for (const auto& c : {SequenceCase{odd_documents(1001), 1, streaming, gates},
@@ -326,6 +354,10 @@ TEST(SequenceParallel, BadArgumentsAreNamed) {
                     attention.begin_pack({0, 100}, {{{FullOptions{64, false}, {}}}, {}});
                 }),
                 HasSubstr("causal"));
+    EXPECT_THAT(message([&] {
+                    attention.begin_pack({0, 100}, {{dense}, {}, {1.0}});
+                }),
+                HasSubstr("task.visited.size()"));
     FlexPrefillOptions interleaved;
     interleaved.gqa_interleave = true;
     EXPECT_THAT(message([&] {

@@ -17,7 +17,11 @@ struct SequenceParallelTask {
     /// Of every layer, or one entry for all of them. Causal methods, all of one block size.
     std::vector<LayerSelector> layers;
     /// Gate z of each query head, [layers * query heads]: a head computes z dense + (1 - z) selected. Empty: selected.
-    std::vector<float> gate;
+    std::vector<float> gate = {};
+    /// Key blocks that selected heads will visit, to place them by: [layers * query heads], say visited_blocks() of an
+    /// earlier pack. Empty: they count as dense. (Where several ranks share a key/value head, its gradients are summed
+    /// in another order when the placement differs: the same costs give the same bits.)
+    std::vector<double> visited = {};
 };
 
 struct SequenceParallelOptions {
@@ -52,9 +56,9 @@ struct PieceLayout {
 /// and fetch sink and local keys from earlier ranks instead.
 ///
 /// Layouts, gates and results are those of one rank, to rounding; they are bit-identical from run to run for the same
-/// number of ranks. begin_pack, the passes and gate_gradients are collective over the group: all ranks call them in the
-/// same order with the same arguments, each with its own tokens. An exception on one rank alone leaves the others
-/// waiting: end the job.
+/// number of ranks. begin_pack, the passes, gate_gradients and visited_blocks are collective over the group: all
+/// ranks call them in the same order with the same arguments, each with its own tokens. An exception on one rank alone
+/// leaves the others waiting: end the job.
 ///
 /// Memory of a rank between forward and backward, in elements per layer: the query, key, value, out and lse of the
 /// heads that it computes, of all tokens (a gated layer: both branches' out and lse). That is its share of the whole,
@@ -90,6 +94,10 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     /// d(loss)/d(gate) [layers * query heads] of the backward passes since begin_pack, from all ranks of the group.
     /// Wait for the passes first (Decoder does).
     [[nodiscard]] std::vector<float> gate_gradients();
+
+    /// Key blocks that the selected heads of the pack have visited, [layers * query heads], from all ranks of the
+    /// group; 0 for other heads.
+    [[nodiscard]] std::vector<double> visited_blocks() const;
 
     /// Query heads of a layer of the pack: those of each rank, and those that stay with their tokens.
     [[nodiscard]] std::vector<std::vector<int>> placement(int layer) const;

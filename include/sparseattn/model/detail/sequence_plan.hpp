@@ -105,6 +105,8 @@ class SequencePlan {
     void check() const;
     [[nodiscard]] const LayerSelector& selector(int l) const;
     [[nodiscard]] std::vector<std::optional<HeadMode>> known_modes(int l) const;
+    // Blocks that head `head` of all layers visits, with gate z (0 without gates) and known or selected mode.
+    double cost(int head, float z, const std::optional<HeadMode>& mode);
     void plan_layer(int l, const SequenceParallelOptions& options);
     void plan_pieces(int l, const std::vector<std::optional<HeadMode>>& modes, int pieces, std::vector<bool>& touched);
     void plan_halo(int l, const std::vector<int>& heads, const std::vector<std::optional<HeadMode>>& modes,
