@@ -23,7 +23,7 @@ Span1<float, Mem> range_of(const Span1<float, Mem>& data, const IndexRange& rang
     return Span1<float, Mem>(data.data() + range.begin, static_cast<std::size_t>(range.count()));
 }
 
-HostSpan host_span(float* data, const IndexRange& range) {
+[[maybe_unused]] HostSpan host_span(float* data, const IndexRange& range) {
     return HostSpan(data, static_cast<std::size_t>(range.count()));
 }
 

@@ -96,6 +96,26 @@ TEST_F(TrainingGrid, EveryGridTrainsLikeOneRank) {
     }
 }
 
+// Gates whose sparse branch selects. A block at its selector's threshold may come or go with the last bit of a query.
+TEST_F(TrainingGrid, ASelectedBranchTrainsOnEveryGrid) {
+    TrainOptions chosen = options(TrainMode::masks_and_weights);
+    chosen.sparsity.sparse_branch = "xattention:stride=8,threshold=0.6";
+    const auto alone = trainer_alone(chosen, "alone");
+    std::vector<StepReport> steps;
+    for (int step = 0; step < 3; ++step) steps.push_back(alone->step());
+    for (const int size : groups()) {
+        SCOPED_TRACE("sequence groups of " + std::to_string(size));
+        chosen.seq_parallel_size = size;
+        const auto shared = trainer(chosen, "selected" + std::to_string(size));
+        for (const StepReport& wanted : steps) {
+            const StepReport report = shared->step();
+            EXPECT_NEAR(report.loss, wanted.loss, 1e-3 * wanted.loss);
+            EXPECT_NEAR(report.gradient_norm, wanted.gradient_norm, 2e-2 * wanted.gradient_norm);
+            EXPECT_NEAR(report.lambda1, wanted.lambda1, 1e-4);
+        }
+    }
+}
+
 TEST_F(TrainingGrid, EveryGridRepeatsItself) {
     for (const int size : groups()) {
         SCOPED_TRACE("sequence groups of " + std::to_string(size));
