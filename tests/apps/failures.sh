@@ -27,7 +27,7 @@ cat >deck.toml <<'END_OF_DECK'
 log_interval = 1
 evaluation_packs = 0
 checkpoint_interval = 0
-patience = 6
+patience = 4
 [model]
 hidden_size = 64
 num_hidden_layers = 2
