@@ -71,7 +71,7 @@ double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates
     Kokkos::deep_copy(exec_, gate_, HostFloats(expanded.data(), gate_.extent(0), gate_.extent(1)));
     const Span2<float, TrainMem> dgate = gradients ? Span2<float, TrainMem>(dgate_) : Span2<float, TrainMem>();
     if (selected_) {
-        selected_->set_gates({full_pair, gate_, dgate});
+        selected_->set_gates({full_pair, gate_, dgate, expanded});
         return work(batch, *selected_);
     }
     const Layout sparse(exec_, batch.sequences, settings_, std::vector<HeadMode>(dense.size(), settings_.sparse.mode));
