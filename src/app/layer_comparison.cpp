@@ -26,13 +26,26 @@ int block_of(const SelectorOptions& method) {
     return std::visit([](const auto& options) { return options.block; }, method);
 }
 
-void set_masses(const std::vector<double>& kept, int heads, LayerFigures& figures) {
-    const std::size_t queries = kept.size() / heads;
+// What a layout keeps and how far its output is from that of full attention.
+LayerFigures accuracy(const PrefillExec& exec, const Sequences<PrefillMem>& sequences,
+                      const BlockLayout<PrefillMem>& layout, const AttentionMass<PrefillExec, float>& mass,
+                      const HeadsView<const float, PrefillMem>& out, const HeadsView<const float, PrefillMem>& full) {
+    LayerFigures figures;
+    const LayoutStatistics kept = statistics(exec, sequences, layout);
+    figures.kept_pairs = kept.kept_pairs;
+    figures.all_pairs = kept.all_pairs;
+    figures.head_density = kept.head_density;
+    const std::vector<double> shares = mass.kept(layout);  // [queries, heads]
+    const std::size_t heads = out.extent(1), queries = shares.size() / heads;
     figures.head_mass.assign(heads, queries == 0 ? 1.0 : 0.0);
-    for (std::size_t i = 0; i < kept.size(); ++i) {
-        figures.head_mass[i % heads] += kept[i] / static_cast<double>(queries);
-        figures.smallest_mass = std::min(figures.smallest_mass, kept[i]);
+    for (std::size_t i = 0; i < shares.size(); ++i) {
+        figures.head_mass[i % heads] += shares[i] / static_cast<double>(queries);
+        figures.smallest_mass = std::min(figures.smallest_mass, shares[i]);
     }
+    const OutputDifference difference = output_difference<PrefillExec, float>(exec, out, full);
+    figures.error = difference.relative();
+    for (std::size_t h = 0; h < heads; ++h) figures.head_error.push_back(difference.relative(static_cast<int>(h)));
+    return figures;
 }
 
 }  // namespace
@@ -84,16 +97,8 @@ std::vector<LayerFigures> LayerComparison::compare(int layer, const Sequences<Pr
     std::vector<LayerFigures> all(methods.size());
     for (std::size_t m = 0; m < methods.size(); ++m) {
         const Timed warm = run(sequences, inputs, methods[m], outputs_of(m));
-        LayerFigures& figures = all[m];
-        figures.layer = layer;
-        const LayoutStatistics kept = statistics(exec_, sequences, warm.layout);
-        figures.kept_pairs = kept.kept_pairs;
-        figures.all_pairs = kept.all_pairs;
-        figures.head_density = kept.head_density;
-        set_masses(mass.kept(warm.layout), static_cast<int>(heads), figures);
-        const OutputDifference difference = output_difference<PrefillExec, float>(exec_, outputs_of(m).out, out);
-        figures.error = difference.relative();
-        for (std::size_t h = 0; h < heads; ++h) figures.head_error.push_back(difference.relative(static_cast<int>(h)));
+        all[m] = accuracy(exec_, sequences, warm.layout, mass, outputs_of(m).out, out);
+        all[m].layer = layer;
         if (visit) visit({m, methods[m], warm.layout, outputs_of(m)});
     }
     std::vector<std::vector<double>> selection(methods.size()), attention(methods.size());
