@@ -50,6 +50,9 @@ void SelectedAttention<Exec, T>::prepare(const ModelConfig& config, const PassSh
     if (gated_) {
         require(gates_ != nullptr, "gates", "not set", "set before a gated pass");
         detail::check_gates("extents of gate", gates_->gate.extent(0), gates_->gate.extent(1), config);
+        const std::size_t known = gates_->host_gate.size();
+        require(known == 0 || known == gates_->gate.size(), "host_gate.size()", known,
+                concat("0 or that of the gates, ", gates_->gate.size()));
         if (pass.training) {
             detail::check_gates("extents of dgate", gates_->dgate.extent(0), gates_->dgate.extent(1), config);
         }
@@ -82,7 +85,7 @@ auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInput
     const Clock::time_point start = Clock::now();
     made = {};  // give the old lists back first
     made.layout = select<Exec, T>(exec, inputs.heads.query, inputs.heads.key, inputs.sequences, selector.method,
-                                  workspace_, selector.heads);
+                                  workspace_, heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))));
     if (training_) made.transposed = transpose(exec, inputs.sequences, made.layout);
     if (observer_) {
         fence(exec, "SparseAttn::selected_attention.select");
@@ -94,6 +97,20 @@ auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInput
 template <class Exec, class T>
 auto SelectedAttention<Exec, T>::backward_plan(const Exec&, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
     return plan_of(inputs.layer);
+}
+
+// The selector's own plan, and for open gates, whose sparse branch does not run, a list that costs nothing.
+template <class Exec, class T>
+HeadPlan SelectedAttention<Exec, T>::heads_of(int layer, int heads) const {
+    HeadPlan plan = layers_[layer].heads;
+    if (!gated_ || gates_->host_gate.empty()) return plan;
+    const float* gate = gates_->host_gate.data() + static_cast<std::size_t>(layer) * heads;
+    for (int h = 0; h < heads; ++h) {
+        if (gate[h] != 1) continue;
+        plan.fixed.resize(heads);
+        plan.fixed[h] = HeadMode::stream(0, 1);
+    }
+    return plan;
 }
 
 template <class Exec, class T>

@@ -134,7 +134,7 @@ double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates
     Kokkos::deep_copy(exec_, gate_, HostFloats(gate.data(), gate_.extent(0), gate_.extent(1)));
     Kokkos::deep_copy(exec_, dgate_, 0.0F);
     if (selected_) {
-        selected_->set_gates({full_pair, gate_, dgate_});
+        selected_->set_gates({full_pair, gate_, dgate_, gate});
         return work(batch, *selected_);
     }
     const Layout sparse(exec_, batch.sequences, settings_, std::vector<HeadMode>(dense.size(), settings_.sparse.mode));

@@ -34,12 +34,15 @@ struct Result {
 };
 
 Result run_selected(const ModelConfig& config, const Batch<Mem>& batch, const Layouts& layouts,
-                    const std::string& method, const std::vector<double>& parameters, bool recompute) {
+                    const std::string& method, const std::vector<double>& parameters, bool recompute,
+                    bool host_gates = false) {
     const Device<float> device(std::vector<float>(parameters.begin(), parameters.end())), gate(layouts.gates);
     const Device<float> gradients(parameters.size()), dgate(layouts.gates.size());
     SelectedAttention<Exec, float> attention(selectors(config.num_hidden_layers, method), {}, true);
-    attention.set_gates(
-        {{layouts.full, layouts.full_transposed}, gate.matrix(layouts.layers), dgate.matrix(layouts.layers)});
+    attention.set_gates({{layouts.full, layouts.full_transposed},
+                         gate.matrix(layouts.layers),
+                         dgate.matrix(layouts.layers),
+                         host_gates ? layouts.gates : std::vector<float>()});
     Result run;
     attention.observe([&](const SelectedLayer<Exec, float>& layer) { run.layout = layer.layout; });
     Decoder<Exec, float> decoder(Exec(), config);
@@ -99,6 +102,27 @@ TEST(GatedSelection, RecomputedLayersGiveTheSameGradients) {
     }
 }
 
+// The branch of an open gate does not run: with the gates known on the host its heads are not estimated, and nothing
+// else changes.
+TEST(GatedSelection, OpenGatesAreNotEstimated) {
+    const ModelConfig config = config_of(1);
+    const auto batch = random_batch(config, documents, 91);
+    const Layouts layouts(config, batch.sequences);  // gate 0 is 1
+    const auto parameters = random_parameters(config, 92);
+    for (const std::string& method : methods) {
+        const Result all = run_selected(config, batch, layouts, method, parameters, false);
+        const Result some = run_selected(config, batch, layouts, method, parameters, false, true);
+        EXPECT_EQ(all.loss, some.loss) << method;
+        EXPECT_EQ(all.gradients, some.gradients) << method;
+        EXPECT_EQ(all.dgate, some.dgate) << method;
+        const auto density = [&](const Result& run, int head) {
+            return statistics(Exec(), batch.sequences, run.layout).head_density[head];
+        };
+        EXPECT_LT(density(some, 0), 0.02) << method;
+        for (const int head : {1, 2, 3}) EXPECT_EQ(density(some, head), density(all, head)) << method;
+    }
+}
+
 // Closed gates are the selection alone, open ones dense attention.
 TEST(GatedSelection, EndsAreTheBranches) {
     const ModelConfig config = config_of(2);
@@ -111,7 +135,7 @@ TEST(GatedSelection, EndsAreTheBranches) {
         SelectedAttention<Exec, float> gated(selectors(2, method), {}, true), plain(selectors(2, method));
         for (const float z : {0.0F, 1.0F}) {
             const Device<float> gate(layouts.gates.size(), z);
-            gated.set_gates({{layouts.full, layouts.full_transposed}, gate.matrix(2), {}});
+            gated.set_gates({{layouts.full, layouts.full_transposed}, gate.matrix(2), {}, {}});
             const double wanted = z == 0 ? decoder.loss(batch, plain, parameters.flat())
                                          : decoder.loss(batch, layouts.plain(), parameters.flat());
             EXPECT_NEAR(decoder.loss(batch, gated, parameters.flat()), wanted, 1e-5 * wanted) << method << ", z " << z;
@@ -130,10 +154,10 @@ TEST(GatedSelection, RefusesGatesThatDoNotFit) {
     message([&] { gated.prepare(config, {100, false, false}); }, "gates is not set");
     const Device<float> gate(2 * 4), few(2 * 3);
     const LayoutPair<Mem> full{layouts.full, layouts.full_transposed};
-    message([&] { plain.set_gates({full, gate.matrix(2), {}}); }, "made without gates");
-    gated.set_gates({full, few.matrix(2), {}});
+    message([&] { plain.set_gates({full, gate.matrix(2), {}, {}}); }, "made without gates");
+    gated.set_gates({full, few.matrix(2), {}, {}});
     message([&] { gated.prepare(config, {100, false, false}); }, "extents of gate is 2 x 3");
-    gated.set_gates({full, gate.matrix(2), {}});
+    gated.set_gates({full, gate.matrix(2), {}, {}});
     gated.prepare(config, {100, false, false});
     message([&] { gated.prepare(config, {100, true, false}); }, "extents of dgate is 0 x 0");
 }

@@ -29,6 +29,7 @@ struct SelectionGates {
     LayoutPair<Mem> full;          // has all that is selected, on the same blocks
     Span2<const float, Mem> gate;  // [layers, query heads]
     Span2<float, Mem> dgate;       // the same: d(loss)/d(gate) is added here; empty: no backward pass
+    std::vector<float> host_gate;  // `gate` on the host, or empty: heads with z = 1 are then not estimated
 };
 
 /// Every forward pass of a layer selects anew; its backward pass uses the layout of the forward, which is a constant
@@ -70,6 +71,7 @@ class SelectedAttention : public BlockAttention<Exec, T> {
         TransposedLayout<Mem> transposed;  // training only
     };
     [[nodiscard]] Chosen& chosen(int layer) { return chosen_[chosen_.size() == 1 ? 0 : layer]; }
+    [[nodiscard]] HeadPlan heads_of(int layer, int heads) const;
     [[nodiscard]] LayerPlan<Mem> plan_of(int layer);
 
     std::vector<LayerSelector> layers_;
