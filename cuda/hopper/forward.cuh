@@ -1,0 +1,572 @@
+#pragma once
+/// \file
+/// Block-sparse attention forward for Hopper: one warpgroup loads and schedules, two compute.
+///
+/// A team is the set of warpgroups that walk one list together: both (Paired; 128 query rows, or 64 rows of two heads
+/// that share a list), or each alone (64 rows). A team has its own scheduler warp, loader warp, query buffers and ring
+/// of key and value tiles, so that teams never wait for each other.
+
+#include "cuda/hopper/forward_args.hpp"
+#include "cuda/hopper/token_rule.cuh"
+#include "cuda/hopper/wgmma.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+template <int HeadDim_, int Block_, bool Paired_>
+struct ForwardShape {
+    static constexpr int head_dim = HeadDim_;
+    static constexpr int block = Block_;
+    static constexpr bool paired = Paired_;
+    static constexpr int threads = 384;
+    static constexpr int keys = 128;  // of one tile
+    static constexpr int teams = paired ? 1 : 2;
+    static constexpr int warpgroups = 2 / teams;  // of a team
+    static constexpr int panels = head_dim / 64;
+    static constexpr int query_panel = 64 * warpgroups * swizzle_row;
+    static constexpr int query_bytes = panels * query_panel;
+    static constexpr int key_panel = keys * swizzle_row;
+    static constexpr int stage_bytes = panels * key_panel;
+    static constexpr int query_stages = paired ? 2 : 1;
+    static constexpr int tile_slots = 4;
+    static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
+    static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;
+    static constexpr int stages = fitting > 8 ? 8 : fitting;
+    static_assert(stages >= 3, "K of the next tile and K, V of this one");
+};
+
+/// One (query block, unit) to compute.
+struct Tile {
+    std::int64_t columns;        // where its list begins
+    std::int64_t keys;           // where its single keys begin
+    int steps;                   // key tiles; -1: no more tiles
+    int blocks;                  // key blocks
+    int singles;                 // single keys
+    int head;                    // first head of the unit
+    int first;                   // first query, counted in the sequence
+    int query_token, key_token;  // where the sequence begins in the packed arrays
+    int query_count, key_count;  // its lengths
+};
+
+/// Where the keys of a tile stand in their sequence: two runs of 64, or single keys from a list.
+struct TileKeys {
+    static constexpr int nowhere = 1 << 30;  // past every key: masked
+    int low, high;                           // first key of either half; low < 0: single keys, from number `high`
+};
+
+template <class Shape>
+struct alignas(1024) TeamStorage {
+    unsigned char query[Shape::query_stages][Shape::query_bytes];
+    unsigned char ring[Shape::stages][Shape::stage_bytes];
+};
+template <class Shape>
+struct TeamControl {
+    Barrier full[Shape::stages], empty[Shape::stages];
+    Barrier query_full[Shape::query_stages], query_empty[Shape::query_stages];
+    Barrier tile_full[Shape::tile_slots], tile_empty[Shape::tile_slots];
+    TileKeys tile_keys[Shape::stages];
+    Tile tiles[Shape::tile_slots];
+};
+template <class Shape>
+struct ForwardStorage {
+    TeamStorage<Shape> data[Shape::teams];
+    TeamControl<Shape> control[Shape::teams];
+};
+
+// --- Scheduler ----------------------------------------------------------------------------------------------------
+
+template <class Shape>
+__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
+    const Schedule& schedule = args.schedule;
+    const Layout& layout = args.layout;
+    Tile tile{};
+    tile.steps = -1;
+    if (index >= schedule.tiles) return tile;
+    const int section_tiles = schedule.section_units * schedule.rows;
+    const int section = index / section_tiles;
+    const int first_unit = section * schedule.section_units;
+    const int units = min(schedule.section_units, schedule.units - first_unit);
+    const int inside = index - section * section_tiles;
+    const int row = schedule.rows - 1 - inside / units;
+    const int unit = first_unit + inside % units;
+
+    tile.head = unit * schedule.heads_per_unit;
+    const std::int64_t entry = static_cast<std::int64_t>(layout.head_list[tile.head]) * layout.rows + row;
+    const int sequence = layout.row_sequence[row];
+    tile.columns = layout.offsets[entry];
+    tile.blocks = static_cast<int>(layout.offsets[entry + 1] - tile.columns);
+    if (layout.key_offsets != nullptr) {
+        tile.keys = layout.key_offsets[entry];
+        tile.singles = static_cast<int>(layout.key_offsets[entry + 1] - tile.keys);
+    }
+    constexpr int blocks_per_step = Shape::keys / Shape::block;
+    tile.steps = (tile.blocks + blocks_per_step - 1) / blocks_per_step + (tile.singles + Shape::keys - 1) / Shape::keys;
+    tile.first = (row - layout.row_begin[sequence]) * Shape::block;
+    tile.query_token = args.batch.query_offsets[sequence];
+    tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
+    tile.key_token = args.batch.key_offsets[sequence];
+    tile.key_count = args.batch.key_offsets[sequence + 1] - tile.key_token;
+    return tile;
+}
+
+template <class Shape>
+__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control) {
+    Ring<Shape::tile_slots> slot;
+    bool more = true;
+    while (more) {
+        const Tile tile = find_tile<Shape>(args, atomicAdd(args.schedule.counter, 1));
+        barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
+        control.tiles[slot.stage] = tile;
+        barrier_arrive(&control.tile_full[slot.stage]);
+        slot.next();
+        more = tile.steps >= 0;
+    }
+}
+
+// --- Loader -------------------------------------------------------------------------------------------------------
+
+/// A tile's list read by a whole warp, 32 entries at a time, from its end.
+struct ListReader {
+    const std::int32_t* entries;
+    int count;
+    int chunk;  // number of the entries held, in units of 32
+    std::int32_t held;
+
+    __device__ __forceinline__ ListReader(const std::int32_t* list, int entry_count)
+        : entries(list), count(entry_count), chunk(-1), held(0) {}
+    /// Entry n from the end; n rises from call to call, and is the same in all lanes.
+    __device__ __forceinline__ std::int32_t from_end(int n, int lane) {
+        if (n / 32 != chunk) {
+            chunk = n / 32;
+            const int mine = count - 1 - (chunk * 32 + lane);
+            held = mine >= 0 ? __ldg(entries + mine) : 0;
+        }
+        return __shfl_sync(0xffffffffu, held, n % 32);
+    }
+};
+
+/// Which keys step n of a tile holds. Called by a whole warp.
+template <class Shape>
+__device__ __forceinline__ TileKeys step_keys(const Tile& tile, ListReader& list, int n, int lane) {
+    constexpr int per_step = Shape::keys / Shape::block;
+    const int block_steps = (tile.blocks + per_step - 1) / per_step;
+    if (n >= block_steps) return {-1, (n - block_steps) * Shape::keys};
+    const int low = list.from_end(n * per_step, lane) * Shape::block;
+    if (per_step == 1) return {low, low + 64};
+    if (n * per_step + 1 >= tile.blocks) return {low, TileKeys::nowhere};
+    return {low, list.from_end(n * per_step + 1, lane) * Shape::block};
+}
+
+/// Rows of single keys, copied by the lanes of one warp; keys past the end of the list become zero rows.
+template <class Shape>
+__device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& rows, const Tile& tile, int key_head,
+                                            const std::int32_t* keys, int first, int lane) {
+    constexpr int pieces = Shape::head_dim / 8;
+    const auto* base = static_cast<const __nv_bfloat16*>(rows.data) + key_head * rows.head_stride;
+    for (int group = 0; group < Shape::keys; group += 32) {
+        const int number = first + group + lane;
+        const int mine = number < tile.singles ? __ldg(keys + number) : -1;
+        for (int item = lane; item < 32 * pieces; item += 32) {
+            const int key = __shfl_sync(0xffffffffu, mine, item / pieces);
+            const int piece = item % pieces;
+            const auto* source = base + (tile.key_token + max(key, 0)) * rows.token_stride + piece * 8;
+            copy_16(stage + piece / 8 * Shape::key_panel + swizzled(group + item / pieces, piece % 8), source,
+                    key >= 0);
+        }
+    }
+    copy_wait_all();
+    fence_async_shared();
+    __syncwarp();
+}
+
+/// Fills one stage of the ring with the keys (or values) `where` of a tile.
+template <class Shape>
+__device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                           TeamControl<Shape>& control, const Tile& tile, TileKeys where, bool value,
+                                           Ring<Shape::stages>& ring, int lane) {
+    unsigned char* stage = data.ring[ring.stage];
+    Barrier* full = &control.full[ring.stage];
+    const int key_head = tile.head / args.group;
+    barrier_wait(&control.empty[ring.stage], ring.phase ^ 1);
+    if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
+    if (where.low < 0) {
+        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, args.layout.keys + tile.keys,
+                           where.high, lane);
+        if (lane == 0) barrier_arrive(full);
+    } else if (lane == 0) {
+        const CUtensorMap* map = value ? &args.value : &args.key;
+        barrier_expect(full, Shape::stage_bytes);
+#pragma unroll
+        for (int panel = 0; panel < Shape::panels; ++panel) {
+            unsigned char* to = stage + panel * Shape::key_panel;
+            tensor_load(to, map, full, panel * 64, key_head, tile.key_token + where.low);
+            if constexpr (Shape::block == 64) {  // a missing half is filled with known keys and masked
+                const int high = where.high == TileKeys::nowhere ? where.low : where.high;
+                tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + high);
+            }
+        }
+    }
+    __syncwarp();
+    ring.next();
+}
+
+/// Loads in the order of use: K0, K1, V0, K2, V1, ..., V of the last step.
+template <class Shape>
+__device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                           TeamControl<Shape>& control, int lane) {
+    Ring<Shape::tile_slots> slot;
+    Ring<Shape::query_stages> query;
+    Ring<Shape::stages> ring;
+    for (;; slot.next()) {
+        barrier_wait(&control.tile_full[slot.stage], slot.phase);
+        const Tile& tile = control.tiles[slot.stage];
+        const int steps = tile.steps;
+        if (steps < 0) break;
+        barrier_wait(&control.query_empty[query.stage], query.phase ^ 1);
+        if (lane == 0) {
+            Barrier* full = &control.query_full[query.stage];
+            barrier_expect(full, Shape::query_bytes);
+            const bool folded = args.schedule.heads_per_unit == 2;
+            for (int half = 0; half < Shape::warpgroups; ++half) {
+                const int head = tile.head + (folded ? half : 0);
+                const int token = tile.query_token + tile.first + (folded ? 0 : half * 64);
+#pragma unroll
+                for (int panel = 0; panel < Shape::panels; ++panel) {
+                    tensor_load(data.query[query.stage] + panel * Shape::query_panel + half * 64 * swizzle_row,
+                                &args.query, full, panel * 64, head, token);
+                }
+            }
+        }
+        __syncwarp();
+        query.next();
+        ListReader list(args.layout.columns + tile.columns, tile.blocks);
+        TileKeys before{};
+        for (int n = 0; n < steps; ++n) {
+            const TileKeys now = step_keys<Shape>(tile, list, n, lane);
+            load_stage<Shape>(args, data, control, tile, now, false, ring, lane);
+            if (n > 0) load_stage<Shape>(args, data, control, tile, before, true, ring, lane);
+            before = now;
+        }
+        if (steps > 0) load_stage<Shape>(args, data, control, tile, before, true, ring, lane);
+        if (lane == 0) barrier_arrive(&control.tile_empty[slot.stage]);
+    }
+}
+
+// --- Compute ------------------------------------------------------------------------------------------------------
+
+/// Running softmax of the two rows that a thread shares with the three other lanes of its quad.
+struct RowState {
+    float maximum[2];  // of the scores so far, up to the slack below; -inf: none seen
+    float sum[2];      // this thread's share
+};
+/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
+/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
+inline constexpr float slack_log2 = 8.0f;
+
+/// Hides what the token rule hides. `row` is the thread's first query, the second one is 8 below.
+template <class Shape>
+__device__ __forceinline__ void mask_scores(float (&s)[64], const TokenRule& rule, const Tile& tile, TileKeys where,
+                                            const std::int32_t* keys, int row, int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
+        const int sink = rule.window.sink;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
+            int key;
+            if (where.low >= 0) {
+                key = column + (column < 64 ? where.low : where.high - 64);
+            } else {
+                key = where.high + column < tile.singles ? __ldg(keys + where.high + column) : TileKeys::nowhere;
+            }
+            const bool visible = key < end && (key < sink || key >= begin);
+            float& score = s[4 * (i / 2) + 2 * half + i % 2];
+            score = visible ? score : -INFINITY;
+        }
+    }
+}
+
+template <class Shape>
+__device__ __forceinline__ bool needs_mask(const TokenRule& rule, int first, TileKeys where) {
+    if (where.low < 0) return true;
+    const int last = min(first + 64, rule.queries);
+    return !rule.all_visible(first, last, where.low, where.low + 64) ||
+           !rule.all_visible(first, last, where.high, where.high + 64);
+}
+
+/// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
+__device__ __forceinline__ void online_softmax(float (&s)[64], RowState& state, float scale_log2, float slack,
+                                               float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float highest = s[2 * half];
+#pragma unroll
+        for (int i = 0; i < 32; ++i) highest = fmaxf(highest, s[4 * (i / 2) + 2 * half + i % 2]);
+        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        const float old = state.maximum[half];
+        const bool raise = highest > old + slack;  // from -inf: whenever a key is seen
+        shrink[half] = raise ? exp2_fast((old - highest) * scale_log2) : 1.0f;
+        const float maximum = raise ? highest : old;
+        state.maximum[half] = maximum;
+        const float offset = maximum == -INFINITY ? 0.0f : -maximum * scale_log2;
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+            float& score = s[4 * (i / 2) + 2 * half + i % 2];
+            score = exp2_fast(fmaf(score, scale_log2, offset));
+            sum += score;
+        }
+        state.sum[half] = fmaf(state.sum[half], shrink[half], sum);
+    }
+}
+
+__device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[32], const float (&s)[64]) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+template <int Count>
+__device__ __forceinline__ void rescale(float (&o)[Count], const float (&shrink)[2]) {
+    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) o[i] *= shrink[i / 2 % 2];
+    }
+}
+
+template <class Shape>
+__device__ __forceinline__ void score_product(float (&s)[64], std::uint64_t query, std::uint64_t key) {
+#pragma unroll
+    for (int k = 0; k < Shape::head_dim / 16; ++k) {
+        product(s, advance(query, k / 4 * Shape::query_panel + k % 4 * 32),
+                advance(key, k / 4 * Shape::key_panel + k % 4 * 32), k > 0);
+    }
+}
+template <class Shape>
+__device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2], const std::uint32_t (&p)[32],
+                                              std::uint64_t value) {
+#pragma unroll
+    for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
+}
+
+/// Normalises, and writes the thread's rows through the warp's own query rows in shared memory.
+template <class Shape>
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, unsigned char* staging, const Tile& tile, int head,
+                                           int first, float (&o)[Shape::head_dim / 2], RowState& state, int warp,
+                                           int lane) {
+    const int rows = min(16, tile.query_count - (first + warp * 16));  // of this warp; may be <= 0
+    const std::int64_t token = tile.query_token + first + warp * 16;
+    float inverse[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float sum = state.sum[half];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        inverse[half] = sum > 0 ? 1.0f / sum : 0.0f;
+        const int row = lane / 4 + 8 * half;
+        if (lane % 4 == 0 && row < rows) {
+            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] =
+                sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        }
+    }
+    unsigned char* mine = staging + warp * 16 * swizzle_row;
+#pragma unroll
+    for (int column = 0; column < Shape::head_dim; column += 16) {
+        const int i = column / 2;
+        const int piece = (column % 64) / 8 + lane / 16;  // lanes 0-15: left 8 columns, 16-31: right
+        store_matrix_x4(mine + column / 64 * Shape::query_panel + swizzled(lane % 16, piece),
+                        pack_bf16(o[i] * inverse[0], o[i + 1] * inverse[0]),
+                        pack_bf16(o[i + 2] * inverse[1], o[i + 3] * inverse[1]),
+                        pack_bf16(o[i + 4] * inverse[0], o[i + 5] * inverse[0]),
+                        pack_bf16(o[i + 6] * inverse[1], o[i + 7] * inverse[1]));
+    }
+    __syncwarp();
+    constexpr int pieces = Shape::head_dim / 8;
+    auto* out = static_cast<__nv_bfloat16*>(args.out.data) + head * args.out.head_stride;
+#pragma unroll
+    for (int step = 0; step < 16 * pieces / 32; ++step) {
+        const int row = (step * 32 + lane) / pieces, piece = (step * 32 + lane) % pieces;
+        const uint4 bits =
+            *reinterpret_cast<const uint4*>(mine + piece / 8 * Shape::query_panel + swizzled(row, piece % 8));
+        if (row < rows) *reinterpret_cast<uint4*>(out + (token + row) * args.out.token_stride + piece * 8) = bits;
+    }
+    fence_async_shared();  // the copy engine fills these rows next
+}
+
+/// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
+template <class Shape>
+struct Turns {
+    int mine, other;
+    __device__ __forceinline__ explicit Turns(int warpgroup) : mine(1 + warpgroup), other(2 - warpgroup) {
+        if (Shape::paired && warpgroup == 1) named_arrive(other, 256);
+    }
+    __device__ __forceinline__ void begin() const {
+        if (Shape::paired) named_sync(mine, 256);
+    }
+    __device__ __forceinline__ void end() const {
+        if (Shape::paired) named_arrive(other, 256);
+    }
+};
+
+template <class Shape>
+__device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                              TeamControl<Shape>& control, int warpgroup, int warp, int lane) {
+    const int half = Shape::paired ? warpgroup : 0;  // which 64 rows of the team's queries
+    const Turns<Shape> turns(warpgroup);
+    const float slack = slack_log2 / args.scale_log2;
+    const bool folded = args.schedule.heads_per_unit == 2;
+    Ring<Shape::tile_slots> slot;
+    Ring<Shape::query_stages> query_ring;
+    Ring<Shape::stages> ring;
+    const auto release = [&](Barrier* barrier) {
+        if (lane == 0) barrier_arrive(barrier);
+    };
+    for (;; slot.next()) {
+        barrier_wait(&control.tile_full[slot.stage], slot.phase);
+        const Tile& tile = control.tiles[slot.stage];
+        const int steps = tile.steps;
+        if (steps < 0) break;
+        const int head = tile.head + (folded ? half : 0);
+        const int first = tile.first + (folded ? 0 : half * 64);
+        const int row = first + warp * 16 + lane / 4;
+        const TokenRule rule{tile.query_count, tile.key_count, args.layout.causal, args.layout.windows[head]};
+        const std::int32_t* single_keys = args.layout.keys + tile.keys;
+
+        unsigned char* queries = data.query[query_ring.stage] + half * 64 * swizzle_row;
+        const std::uint64_t query = operand(queries);
+        barrier_wait(&control.query_full[query_ring.stage], query_ring.phase);
+
+        float o[Shape::head_dim / 2];
+#pragma unroll
+        for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
+        RowState state{{-INFINITY, -INFINITY}, {0, 0}};
+        if (steps > 0) {
+            float s[64], shrink[2];
+            std::uint32_t p[32];
+            barrier_wait(&control.full[ring.stage], ring.phase);
+            TileKeys where = control.tile_keys[ring.stage];
+            product_fence();
+            score_product<Shape>(s, query, operand(data.ring[ring.stage]));
+            product_commit();
+            product_wait<0>();
+            pin(s);
+            release(&control.empty[ring.stage]);
+            ring.next();
+            if (needs_mask<Shape>(rule, first, where)) mask_scores<Shape>(s, rule, tile, where, single_keys, row, lane);
+            online_softmax(s, state, args.scale_log2, slack, shrink);
+            pack_probabilities(p, s);
+            for (int n = 1; n < steps; ++n) {
+                const int key_stage = ring.stage;
+                barrier_wait(&control.full[ring.stage], ring.phase);
+                where = control.tile_keys[ring.stage];
+                ring.next();
+                const int value_stage = ring.stage;
+                turns.begin();
+                pin(s);
+                pin(p);
+                pin(o);
+                product_fence();
+                score_product<Shape>(s, query, operand(data.ring[key_stage]));
+                product_commit();
+                barrier_wait(&control.full[ring.stage], ring.phase);
+                value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
+                product_commit();
+                ring.next();
+                turns.end();
+                product_wait<1>();
+                pin(s);
+                release(&control.empty[key_stage]);
+                if (needs_mask<Shape>(rule, first, where)) {
+                    mask_scores<Shape>(s, rule, tile, where, single_keys, row, lane);
+                }
+                online_softmax(s, state, args.scale_log2, slack, shrink);
+                product_wait<0>();
+                pin(o);
+                pin(p);
+                release(&control.empty[value_stage]);
+                rescale(o, shrink);
+                pack_probabilities(p, s);
+            }
+            barrier_wait(&control.full[ring.stage], ring.phase);
+            pin(p);
+            pin(o);
+            product_fence();
+            value_product<Shape>(o, p, operand(data.ring[ring.stage], Shape::key_panel));
+            product_commit();
+            product_wait<0>();
+            pin(o);
+            release(&control.empty[ring.stage]);
+            ring.next();
+        }
+        store_rows<Shape>(args, queries, tile, head, first, o, state, warp, lane);
+        __syncwarp();
+        release(&control.query_empty[query_ring.stage]);
+        release(&control.tile_empty[slot.stage]);
+        query_ring.next();
+    }
+}
+
+// --- Kernel -------------------------------------------------------------------------------------------------------
+
+template <class Shape>
+__device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
+    constexpr int consumer_warps = 4 * Shape::warpgroups;
+    for (int i = 0; i < Shape::stages; ++i) {
+        barrier_init(&control.full[i], 1);
+        barrier_init(&control.empty[i], consumer_warps);
+    }
+    for (int i = 0; i < Shape::query_stages; ++i) {
+        barrier_init(&control.query_full[i], 1);
+        barrier_init(&control.query_empty[i], consumer_warps);
+    }
+    for (int i = 0; i < Shape::tile_slots; ++i) {
+        barrier_init(&control.tile_full[i], 1);
+        barrier_init(&control.tile_empty[i], consumer_warps + 1);
+    }
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid_constant__ ForwardArgs args) {
+    extern __shared__ __align__(1024) unsigned char raw[];
+    auto& storage = *reinterpret_cast<ForwardStorage<Shape>*>(raw);
+    const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 128, 0);
+    const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32 % 4, 0);
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) {
+        for (int team = 0; team < Shape::teams; ++team) init_barriers<Shape>(storage.control[team]);
+        barrier_init_fence();
+        tensor_prefetch(&args.query);
+        tensor_prefetch(&args.key);
+        tensor_prefetch(&args.value);
+    }
+    __syncthreads();
+    if (warpgroup == 0) {
+        give_registers<40>();
+        const int team = warp % 2;
+        if (team < Shape::teams) {
+            if (warp < 2) {
+                load_tiles<Shape>(args, storage.data[team], storage.control[team], lane);
+            } else if (lane == 0) {
+                schedule_tiles<Shape>(args, storage.control[team]);
+            }
+        }
+    } else {
+        take_registers<232>();
+        const int team = Shape::paired ? 0 : warpgroup - 1;
+        compute_tiles<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, warp, lane);
+    }
+}
+
+template <int HeadDim, int Block, bool Paired>
+cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream) {
+    using Shape = ForwardShape<HeadDim, Block, Paired>;
+    constexpr int bytes = static_cast<int>(sizeof(ForwardStorage<Shape>));
+    static_assert(bytes <= 227 * 1024, "shared memory of one multiprocessor");
+    const cudaError_t error =
+        cudaFuncSetAttribute(forward_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+    forward_kernel<Shape><<<grid, Shape::threads, bytes, stream>>>(args);
+    return cudaGetLastError();
+}
+
+}  // namespace sparseattn::cuda::hopper

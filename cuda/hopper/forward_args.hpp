@@ -1,0 +1,40 @@
+#pragma once
+/// \file
+/// What the forward kernel gets, and its instantiations.
+
+#include <cuda.h>
+
+#include "cuda/attention.hpp"
+
+namespace sparseattn::cuda::hopper {
+
+/// How tiles of (head, query block) are numbered for the kernel: sections of key heads whose keys and values stay in
+/// the L2 cache together; in a section the last query blocks first, because causal lists grow towards the end. A unit
+/// is one query head, or two that share their list and walk it together ("folded").
+struct Schedule {
+    int* counter;        // next tile, 0 before the launch
+    int tiles;           // of the whole call
+    int rows;            // query blocks
+    int units;           // of the whole call
+    int section_units;   // per section; the last section may have fewer
+    int heads_per_unit;  // 1, or 2 when folded
+};
+
+struct ForwardArgs {
+    CUtensorMap query, key, value;
+    Schedule schedule;
+    Batch batch;
+    Layout layout;
+    Heads key_rows, value_rows;  // for single keys, which no box covers
+    Heads out;
+    Rows lse;
+    int group;         // query heads per key head
+    float scale;       // natural units: exp(scale * score)
+    float scale_log2;  // scale * log2(e)
+};
+
+/// Runs the kernel on `grid` multiprocessors. `paired`: both warpgroups of a multiprocessor walk one list.
+template <int HeadDim, int Block, bool Paired>
+[[nodiscard]] cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream);
+
+}  // namespace sparseattn::cuda::hopper
