@@ -162,9 +162,11 @@ __device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& r
                                             const std::int32_t* keys, int first, int lane) {
     constexpr int pieces = Shape::head_dim / 8;
     const auto* base = static_cast<const __nv_bfloat16*>(rows.data) + key_head * rows.head_stride;
+#pragma unroll 1
     for (int group = 0; group < Shape::keys; group += 32) {
         const int number = first + group + lane;
         const int mine = number < tile.singles ? __ldg(keys + number) : -1;
+#pragma unroll 1
         for (int item = lane; item < 32 * pieces; item += 32) {
             const int key = __shfl_sync(0xffffffffu, mine, item / pieces);
             const int piece = item % pieces;
@@ -213,10 +215,10 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
 template <class Shape>
 __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<Shape>& data,
                                            TeamControl<Shape>& control, int lane) {
-    Ring<Shape::tile_slots> slot;
-    Ring<Shape::query_stages> query;
     Ring<Shape::stages> ring;
-    for (;; slot.next()) {
+    for (int count = 0;; ++count) {
+        const auto slot = Ring<Shape::tile_slots>::at(count);
+        const auto query = Ring<Shape::query_stages>::at(count);
         barrier_wait(&control.tile_full[slot.stage], slot.phase);
         const Tile& tile = control.tiles[slot.stage];
         const int steps = tile.steps;
@@ -237,16 +239,18 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             }
         }
         __syncwarp();
-        query.next();
         ListReader list(args.layout.columns + tile.columns, tile.blocks);
-        TileKeys before{};
-        for (int n = 0; n < steps; ++n) {
-            const TileKeys now = step_keys<Shape>(tile, list, n, lane);
-            load_stage<Shape>(args, data, control, tile, now, false, ring, lane);
-            if (n > 0) load_stage<Shape>(args, data, control, tile, before, true, ring, lane);
-            before = now;
+        TileKeys before{}, now{};
+#pragma unroll 1
+        for (int item = 0; item < 2 * steps; ++item) {
+            const bool value = item > 0 && (item % 2 == 0 || item + 1 == 2 * steps);
+            const bool last = item + 1 == 2 * steps;
+            if (!value) {
+                before = now;
+                now = step_keys<Shape>(tile, list, (item + 1) / 2, lane);
+            }
+            load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }
-        if (steps > 0) load_stage<Shape>(args, data, control, tile, before, true, ring, lane);
         if (lane == 0) barrier_arrive(&control.tile_empty[slot.stage]);
     }
 }
@@ -262,36 +266,55 @@ struct RowState {
 /// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
 inline constexpr float slack_log2 = 8.0f;
 
-/// Hides what the token rule hides. `row` is the thread's first query, the second one is 8 below.
-template <class Shape>
-__device__ __forceinline__ void mask_scores(float (&s)[64], const TokenRule& rule, const Tile& tile, TileKeys where,
-                                            const std::int32_t* keys, int row, int lane) {
+/// Hides what the token rule hides in a tile of key blocks. `row` is the thread's first query, the second one is 8
+/// below.
+__device__ __forceinline__ void mask_blocks(float (&s)[64], const TokenRule& rule, TileKeys where, int row, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
-        const int sink = rule.window.sink;
 #pragma unroll
-        for (int i = 0; i < 32; ++i) {
-            const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-            int key;
-            if (where.low >= 0) {
-                key = column + (column < 64 ? where.low : where.high - 64);
-            } else {
-                key = where.high + column < tile.singles ? __ldg(keys + where.high + column) : TileKeys::nowhere;
+        for (int run = 0; run < 2; ++run) {  // bounds relative to the thread's first key of the run
+            const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
+            const int run_end = end - base, run_begin = begin - base, run_sink = rule.window.sink - base;
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int key = 8 * (i / 2) + i % 2;
+                float& score = s[32 * run + 4 * (i / 2) + 2 * half + i % 2];
+                if (!(key < run_end && (key < run_sink || key >= run_begin))) score = -INFINITY;
             }
-            const bool visible = key < end && (key < sink || key >= begin);
+        }
+    }
+}
+/// The same for single keys: `keys` are those of the tile, `count` of them.
+__device__ __forceinline__ void mask_singles(float (&s)[64], const TokenRule& rule, const std::int32_t* keys, int count,
+                                             int row, int lane) {
+    const int end[2] = {rule.key_end(row), rule.key_end(row + 8)};
+    const int begin[2] = {rule.local_begin(row), rule.local_begin(row + 8)};
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+        const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
+        const int key = column < count ? __ldg(keys + column) : TileKeys::nowhere;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
             float& score = s[4 * (i / 2) + 2 * half + i % 2];
-            score = visible ? score : -INFINITY;
+            if (!(key < end[half] && (key < rule.window.sink || key >= begin[half]))) score = -INFINITY;
         }
     }
 }
 
+/// Masks the scores of one warpgroup where needed; `first` is its first query.
 template <class Shape>
-__device__ __forceinline__ bool needs_mask(const TokenRule& rule, int first, TileKeys where) {
-    if (where.low < 0) return true;
+__device__ __forceinline__ void mask_scores(float (&s)[64], const TokenRule& rule, const Tile& tile, TileKeys where,
+                                            const std::int32_t* single_keys, int first, int row, int lane) {
+    if (where.low < 0) {
+        mask_singles(s, rule, single_keys + where.high, tile.singles - where.high, row, lane);
+        return;
+    }
     const int last = min(first + 64, rule.queries);
-    return !rule.all_visible(first, last, where.low, where.low + 64) ||
-           !rule.all_visible(first, last, where.high, where.high + 64);
+    const bool whole = where.high == where.low + 64 ? rule.all_visible(first, last, where.low, where.low + 128)
+                                                    : rule.all_visible(first, last, where.low, where.low + 64) &&
+                                                          rule.all_visible(first, last, where.high, where.high + 64);
+    if (!whole) mask_blocks(s, rule, where, row, lane);
 }
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
@@ -415,13 +438,13 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
     const Turns<Shape> turns(warpgroup);
     const float slack = slack_log2 / args.scale_log2;
     const bool folded = args.schedule.heads_per_unit == 2;
-    Ring<Shape::tile_slots> slot;
-    Ring<Shape::query_stages> query_ring;
     Ring<Shape::stages> ring;
     const auto release = [&](Barrier* barrier) {
         if (lane == 0) barrier_arrive(barrier);
     };
-    for (;; slot.next()) {
+    for (int count = 0;; ++count) {
+        const auto slot = Ring<Shape::tile_slots>::at(count);
+        const auto query_ring = Ring<Shape::query_stages>::at(count);
         barrier_wait(&control.tile_full[slot.stage], slot.phase);
         const Tile& tile = control.tiles[slot.stage];
         const int steps = tile.steps;
@@ -452,7 +475,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
             pin(s);
             release(&control.empty[ring.stage]);
             ring.next();
-            if (needs_mask<Shape>(rule, first, where)) mask_scores<Shape>(s, rule, tile, where, single_keys, row, lane);
+            mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
             online_softmax(s, state, args.scale_log2, slack, shrink);
             pack_probabilities(p, s);
             for (int n = 1; n < steps; ++n) {
@@ -476,9 +499,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
                 product_wait<1>();
                 pin(s);
                 release(&control.empty[key_stage]);
-                if (needs_mask<Shape>(rule, first, where)) {
-                    mask_scores<Shape>(s, rule, tile, where, single_keys, row, lane);
-                }
+                mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
                 online_softmax(s, state, args.scale_log2, slack, shrink);
                 product_wait<0>();
                 pin(o);
@@ -502,7 +523,6 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         __syncwarp();
         release(&control.query_empty[query_ring.stage]);
         release(&control.tile_empty[slot.stage]);
-        query_ring.next();
     }
 }
 
@@ -541,7 +561,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     }
     __syncthreads();
     if (warpgroup == 0) {
-        give_registers<40>();
+        give_registers<56>();
         const int team = warp % 2;
         if (team < Shape::teams) {
             if (warp < 2) {
@@ -551,7 +571,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
             }
         }
     } else {
-        take_registers<232>();
+        take_registers<224>();
         const int team = Shape::paired ? 0 : warpgroup - 1;
         compute_tiles<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, warp, lane);
     }

@@ -71,6 +71,10 @@ template <int Stages>
 struct Ring {
     int stage = 0;
     std::uint32_t phase = 0;
+    /// The position after `count` steps.
+    static __device__ __forceinline__ Ring at(int count) {
+        return {count % Stages, static_cast<std::uint32_t>(count / Stages) & 1};
+    }
     __device__ __forceinline__ void next() {
         if (++stage == Stages) {
             stage = 0;

@@ -1,0 +1,104 @@
+#include "cuda/hopper/forward.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/hopper/forward_args.hpp"
+#include "cuda/hopper/tensor_map.hpp"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+bool copyable(const Heads& array) {  // by the copy engine and in pieces of 16 bytes
+    return reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0 && array.token_stride % 8 == 0 &&
+           array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
+}
+
+/// Heads 2u and 2u + 1 have one list and one key head: a 64-row tile of each makes one of 128.
+bool foldable(const ForwardParams& params) {
+    const int shared = params.layout.lists == 1 ? params.query_heads : params.layout.shared_heads;
+    return params.layout.block == 64 && shared % 2 == 0 && (params.query_heads / params.key_heads) % 2 == 0;
+}
+
+Schedule make_schedule(const ForwardParams& params, int l2_bytes) {
+    Schedule schedule{};
+    schedule.counter = static_cast<int*>(params.workspace);
+    schedule.rows = params.layout.rows;
+    schedule.heads_per_unit = foldable(params) ? 2 : 1;
+    schedule.units = params.query_heads / schedule.heads_per_unit;
+    schedule.tiles = schedule.rows * schedule.units;
+    const double head_bytes = 4.0 * params.head_dim * std::max(params.batch.keys, 1);  // keys and values
+    const int heads =
+        static_cast<int>(std::clamp(0.6 * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
+    schedule.section_units = heads * (schedule.units / params.key_heads);
+    return schedule;
+}
+
+cudaError_t launch(const ForwardParams& params, const ForwardArgs& args, int grid) {
+    const bool paired = params.layout.block == 128 || args.schedule.heads_per_unit == 2;
+    if (params.head_dim == 64) {
+        if (params.layout.block == 128) return launch_forward<64, 128, true>(args, grid, params.stream);
+        return paired ? launch_forward<64, 64, true>(args, grid, params.stream)
+                      : launch_forward<64, 64, false>(args, grid, params.stream);
+    }
+    if (params.layout.block == 128) return launch_forward<128, 128, true>(args, grid, params.stream);
+    return paired ? launch_forward<128, 64, true>(args, grid, params.stream)
+                  : launch_forward<128, 64, false>(args, grid, params.stream);
+}
+
+}  // namespace
+
+const char* forward_gap(const ForwardParams& params) {
+    if (params.type != Type::bf16) return "type is not bf16";
+    if (params.head_dim != 64 && params.head_dim != 128) return "head dimension is not 64 or 128";
+    if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
+    if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
+        return "query heads are not a multiple of key heads";
+    }
+    if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
+    if (!copyable(params.query)) return "query is not 16-byte aligned";
+    if (!copyable(params.key)) return "key is not 16-byte aligned";
+    if (!copyable(params.value)) return "value is not 16-byte aligned";
+    if (!copyable(params.out)) return "out is not 16-byte aligned";
+    return "";
+}
+
+std::size_t forward_workspace(const ForwardParams&) {
+    return 256;
+}
+
+Status forward(const ForwardParams& params) {
+    int device = 0, multiprocessors = 0, l2_bytes = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
+    if (error != cudaSuccess) return {error, "device"};
+
+    ForwardArgs args{};
+    args.schedule = make_schedule(params, l2_bytes);
+    args.batch = params.batch;
+    args.layout = params.layout;
+    args.key_rows = params.key;
+    args.value_rows = params.value;
+    args.out = params.out;
+    args.lse = params.lse;
+    args.group = params.query_heads / params.key_heads;
+    args.scale = params.scale;
+    args.scale_log2 = params.scale * 1.4426950408889634f;
+
+    const int heads = params.key_heads, dim = params.head_dim, keys = params.batch.keys;
+    error = make_heads_map(args.query, params.query, params.batch.queries, params.query_heads, dim, 64);
+    if (error != cudaSuccess) return {error, "tensor map of query"};
+    if (keys > 0) {  // else every list is empty and nothing is loaded
+        error = make_heads_map(args.key, params.key, keys, heads, dim, params.layout.block);
+        if (error != cudaSuccess) return {error, "tensor map of key"};
+        error = make_heads_map(args.value, params.value, keys, heads, dim, params.layout.block);
+        if (error != cudaSuccess) return {error, "tensor map of value"};
+    }
+    error = cudaMemsetAsync(args.schedule.counter, 0, sizeof(int), params.stream);
+    if (error != cudaSuccess) return {error, "workspace"};
+    error = launch(params, args, std::min(multiprocessors, args.schedule.tiles));
+    return {error, "forward kernel"};
+}
+
+}  // namespace sparseattn::cuda::hopper
