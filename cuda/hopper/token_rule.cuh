@@ -37,6 +37,12 @@ struct TokenRule {
         const std::int32_t last = (i1 < tail ? i1 : tail) - 1;  // local_begin rises up to here; the tail sees all
         return last < i0 || j1 <= window.sink || j0 >= local_begin(last);
     }
+    /// True only when no pair of queries [i0, i1) and keys [j0, j1) is visible.
+    __host__ __device__ bool none_visible(std::int32_t i0, std::int32_t i1, std::int32_t j0, std::int32_t j1) const {
+        if (j0 >= key_end(i1 - 1)) return true;
+        return window.local != Window::everything && i1 <= queries - window.dense_tail && j0 >= window.sink &&
+               j1 <= local_begin(i0);
+    }
 };
 
 }  // namespace sparseattn::cuda
