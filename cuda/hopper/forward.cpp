@@ -89,7 +89,8 @@ Status forward(const ForwardParams& params) {
     const int heads = params.key_heads, dim = params.head_dim, keys = params.batch.keys;
     error = make_heads_map(args.query, params.query, params.batch.queries, params.query_heads, dim, 64);
     if (error != cudaSuccess) return {error, "tensor map of query"};
-    if (keys > 0) {  // else every list is empty and nothing is loaded
+    args.key = args.value = args.query;
+    if (keys > 0) {  // else every list is empty and these maps are never loaded from
         error = make_heads_map(args.key, params.key, keys, heads, dim, params.layout.block);
         if (error != cudaSuccess) return {error, "tensor map of key"};
         error = make_heads_map(args.value, params.value, keys, heads, dim, params.layout.block);

@@ -58,7 +58,7 @@ __device__ __forceinline__ bool barrier_test(Barrier* barrier, std::uint32_t par
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t parity) {
 #ifdef SPARSEATTN_CUDA_WAIT_LIMIT
     for (std::uint32_t tries = 0; !barrier_test(barrier, parity); ++tries) {
-        if (tries == SPARSEATTN_CUDA_WAIT_LIMIT) __trap();
+        if (tries == SPARSEATTN_CUDA_WAIT_LIMIT) asm volatile("trap;");
     }
 #else
     while (!barrier_test(barrier, parity)) {
