@@ -29,11 +29,12 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
 }  // namespace
 
 cudaError_t launch_key_pass(const BackwardArgs& args, const BackwardParams& params, int processors) {
-    KeyPassMaps maps;
+    KeyPassMaps maps{};
     const int block = args.layout.block;
     const auto make = [&](CUtensorMap& map, const Heads& array, bool queries) {
-        return make_heads_map(map, array, queries ? args.batch.queries : args.batch.keys,
-                              queries ? args.query_heads : args.key_heads, params.head_dim,
+        const int tokens = queries ? args.batch.queries : args.batch.keys;
+        if (tokens == 0) return cudaSuccess;  // never loaded from
+        return make_heads_map(map, array, tokens, queries ? args.query_heads : args.key_heads, params.head_dim,
                               queries ? query_tile : block);
     };
     cudaError_t error = make(maps.query, params.query, true);

@@ -280,12 +280,21 @@ struct KeyPass {
         /// compiler would serialise products that cross the end of a loop.
         template <bool First>
         __device__ __forceinline__ void step(int before) {
-            if constexpr (WithQueries && !First) start_dquery();
-            start_scores();
-            if constexpr (!First) start_dkey(before);
-            if constexpr (WithQueries && !First) add_dquery<2>(before);
+            if constexpr (First) {
+                start_scores();
+            } else if constexpr (WithQueries) {
+                start_dkey(before);
+                start_dquery();
+                product_wait<1>();  // packed_dscore is free: there are no registers for it beside dQ and S^T
+                pin(dkey);
+                start_scores();
+                add_dquery<1>(before);
+            } else {
+                start_scores();
+                start_dkey(before);
+            }
             start_dscores();
-            product_wait<First ? 1 : 2>();
+            product_wait<!First && !WithQueries ? 2 : 1>();
             pin(score);
             if (shared.notes[ring.stage].masked) mask();
             exponentiate();
@@ -316,9 +325,11 @@ struct KeyPass {
                 before = ring.stage;
                 next_tile();
             }
-            if constexpr (WithQueries) start_dquery();
             start_dkey(before);
-            if constexpr (WithQueries) add_dquery<1>(before);
+            if constexpr (WithQueries) {
+                start_dquery();
+                add_dquery<0>(before);
+            }
             product_wait<0>();
             pin(dkey);
             pin(dvalue);
