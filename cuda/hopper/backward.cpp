@@ -17,6 +17,11 @@ bool storable(const Heads& array) {  // in pairs of bf16
            array.head_stride % 2 == 0;
 }
 
+/// Whether dQ is summed by the key pass, in no fixed order. Blocks of 64 with 128 channels: a second pass is faster.
+bool sums_dq(const BackwardParams& params) {
+    return !params.deterministic && (params.layout.block == 128 || params.head_dim == 64);
+}
+
 /// The parts of the workspace, as offsets in bytes.
 struct Parts {
     static constexpr std::size_t row_values = 256;  // after the work counters
@@ -28,7 +33,7 @@ struct Parts {
                                   std::max(params.query_heads, 0);
         dq_sums = row_values + tiles * 2 * query_tile * sizeof(float);
         end = dq_sums;
-        if (!params.deterministic) end += tiles * query_tile * std::max(params.head_dim, 0) * sizeof(float);
+        if (sums_dq(params)) end += tiles * query_tile * std::max(params.head_dim, 0) * sizeof(float);
     }
 };
 
@@ -77,7 +82,8 @@ Status backward(const BackwardParams& params) {
     args.transposed = params.transposed;
     args.next_item = reinterpret_cast<int*>(workspace);
     args.row_values = reinterpret_cast<float*>(workspace + Parts::row_values);
-    args.dq_sums = params.deterministic ? nullptr : reinterpret_cast<float*>(workspace + parts.dq_sums);
+    const bool sums = sums_dq(params);
+    args.dq_sums = sums ? reinterpret_cast<float*>(workspace + parts.dq_sums) : nullptr;
     args.dq = params.dq;
     args.dk = params.dk;
     args.dv = params.dv;
@@ -86,8 +92,8 @@ Status backward(const BackwardParams& params) {
     if (error != cudaSuccess) return {error, "prepare kernel"};
     error = launch_key_pass(args, params, multiprocessors);
     if (error != cudaSuccess) return {error, "key pass"};
-    error = params.deterministic ? launch_query_pass(args, params, multiprocessors) : launch_finish(args, params);
-    return {error, params.deterministic ? "query pass" : "finish kernel"};
+    error = sums ? launch_finish(args, params) : launch_query_pass(args, params, multiprocessors);
+    return {error, sums ? "finish kernel" : "query pass"};
 }
 
 }  // namespace sparseattn::cuda::hopper

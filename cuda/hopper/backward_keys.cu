@@ -22,8 +22,10 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
         return with_queries ? launch<D, 128, true>(args, maps, processors, stream)
                             : launch<D, 128, false>(args, maps, processors, stream);
     }
-    return with_queries ? launch<D, 64, true>(args, maps, processors, stream)
-                        : launch<D, 64, false>(args, maps, processors, stream);
+    if constexpr (D == 64) {
+        if (with_queries) return launch<D, 64, true>(args, maps, processors, stream);
+    }
+    return with_queries ? cudaErrorNotSupported : launch<D, 64, false>(args, maps, processors, stream);
 }
 
 }  // namespace

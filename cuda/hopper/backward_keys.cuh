@@ -26,6 +26,9 @@ struct KeyPass {
     static constexpr bool split_keys = B == 128;  // between the warpgroups; otherwise they split the tiles
     static constexpr int readers = split_keys ? 8 : 4;  // warps that use a tile
     static constexpr int tile_step = split_keys ? 1 : 2;
+    // dQ: channels of one product; warpgroups that share tiles take a part each.
+    static constexpr int part_channels = split_keys ? D / 2 : 64;
+    static_assert(!WithQueries || split_keys || D == 64, "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
         alignas(1024) unsigned char key[key_bytes];
@@ -101,8 +104,8 @@ struct KeyPass {
                 const int item = queue.take();
                 barrier_wait(&shared.keys_empty, phase ^ 1);
                 if (item >= items) break;
-                const int head = item / args.layout.key_blocks;
-                const int key_block = item % args.layout.key_blocks;
+                const int head = item % args.key_heads;  // causal: the first key blocks have the longest lists
+                const int key_block = item / args.key_heads;
                 const int sequence = args.layout.key_block_sequence[key_block];
                 const SequenceSpan span(args.batch, sequence);
                 const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
@@ -135,7 +138,7 @@ struct KeyPass {
         Ring<stages> ring;
         int turn = 0;  // buffer of dS^T
         float score[32], dscore[32];
-        float dquery[D / 4];  // alive only while dscore is not
+        float narrow_dquery[16];
         std::uint32_t packed_score[16], packed_dscore[16];
         float dkey[D / 2], dvalue[D / 2];
 
@@ -231,35 +234,44 @@ struct KeyPass {
             fence_async_shared();
             named_sync(split_keys ? 1 : 2 + group(), split_keys ? 256 : 128);
         }
-        /// One half of the channels of dQ = dS K of a tile, as a group of its own. Warpgroups that share tiles form one
-        /// half each, others both in turn.
-        __device__ __forceinline__ void start_dquery(int half) {
-            const int first = half * D / 2;
+        /// Where dQ is formed: the registers of dP^T, which are free then (two names for them would cost the compiler
+        /// the registers it lacks), or fewer of its own.
+        __device__ __forceinline__ auto& dquery() {
+            if constexpr (part_channels == 64) {
+                return dscore;
+            } else {
+                return narrow_dquery;
+            }
+        }
+        /// Channels [part * part_channels, + part_channels) of dQ = dS K of a tile, as a group of its own.
+        __device__ __forceinline__ void start_dquery(int part) {
+            const int first = part * part_channels;
             const std::uint64_t a = operand(score_buffer());
             const std::uint64_t b = operand(shared.key + first / 64 * key_panel + first % 64 * 2);
             product_fence();
 #pragma unroll
             for (int step = 0; step < B / 16; ++step) {
-                product<true, true>(dquery, advance(a, step * 2 * swizzle_atom), advance(b, step * 2 * swizzle_atom),
-                                    step > 0);
+                product<true, true>(dquery(), advance(a, step * 2 * swizzle_atom),
+                                    advance(b, step * 2 * swizzle_atom), step > 0);
             }
             product_commit();
         }
-        __device__ __forceinline__ void start_dquery() { start_dquery(split_keys ? group() : 0); }
-        /// Adds dQ of the tile to global memory. `Younger` groups were committed after start_dquery.
+        /// Adds them to global memory. `Younger` groups were committed after start_dquery.
         template <int Younger>
-        __device__ __forceinline__ void add_dquery(int stage) {
-            constexpr int floats = query_tile * D / 2;  // of a half
-            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * 2 * floats;
+        __device__ __forceinline__ void add_dquery(int stage, int part) {
+            constexpr int floats = query_tile * part_channels;
+            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
             product_wait<Younger>();
-            pin(dquery);
-            reduce_fragments<D / 4>(sums + (split_keys ? group() : 0) * floats, dquery, thread());
-            if constexpr (!split_keys) {
-                start_dquery(1);
-                product_wait<0>();
-                pin(dquery);
-                reduce_fragments<D / 4>(sums + floats, dquery, thread());
-            }
+            pin(dquery());
+            reduce_fragments<part_channels / 2>(sums + part * floats, dquery(), thread());
+        }
+        /// dK and dQ of the tile in ring stage `before`, and S^T of the one at the current position if there is one.
+        template <bool Scores>
+        __device__ __forceinline__ void finish_before(int before) {
+            start_dquery(split_keys ? group() : 0);
+            if constexpr (Scores) start_scores();
+            start_dkey(before);
+            add_dquery<Scores ? 2 : 1>(before, split_keys ? group() : 0);
         }
 
         /// dV += P^T dO of the tile at the current position, as a group of its own.
@@ -283,18 +295,13 @@ struct KeyPass {
             if constexpr (First) {
                 start_scores();
             } else if constexpr (WithQueries) {
-                start_dkey(before);
-                start_dquery();
-                product_wait<1>();  // packed_dscore is free: there are no registers for it beside dQ and S^T
-                pin(dkey);
-                start_scores();
-                add_dquery<1>(before);
+                finish_before<true>(before);
             } else {
                 start_scores();
                 start_dkey(before);
             }
             start_dscores();
-            product_wait<!First && !WithQueries ? 2 : 1>();
+            product_wait<First ? 1 : 2>();
             pin(score);
             if (shared.notes[ring.stage].masked) mask();
             exponentiate();
@@ -325,10 +332,10 @@ struct KeyPass {
                 before = ring.stage;
                 next_tile();
             }
-            start_dkey(before);
             if constexpr (WithQueries) {
-                start_dquery();
-                add_dquery<0>(before);
+                finish_before<false>(before);
+            } else {
+                start_dkey(before);
             }
             product_wait<0>();
             pin(dkey);

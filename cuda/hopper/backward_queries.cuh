@@ -111,7 +111,7 @@ struct QueryPass {
                 barrier_wait(&shared.queries_empty, phase ^ 1);
                 if (item >= items) break;
                 // The last rows of a causal sequence have the longest lists.
-                send_item(item / args.layout.rows, args.layout.rows - 1 - item % args.layout.rows);
+                send_item(item % args.query_heads, args.layout.rows - 1 - item / args.query_heads);
             }
             if (elect_one()) {
                 shared.item.head = -1;
