@@ -85,10 +85,9 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
     const int section_tiles = schedule.section_units * schedule.rows;
     const int section = index / section_tiles;
     const int first_unit = section * schedule.section_units;
-    const int units = min(schedule.section_units, schedule.units - first_unit);
-    const int inside = index - section * section_tiles;
-    const int row = schedule.rows - 1 - inside / units;
-    const int unit = first_unit + inside % units;
+    const int place = __ldcg(schedule.order + index);
+    const int row = place / schedule.section_units;
+    const int unit = first_unit + place % schedule.section_units;
 
     tile.head = unit * schedule.heads_per_unit;
     const std::int64_t entry = static_cast<std::int64_t>(layout.head_list[tile.head]) * layout.rows + row;
@@ -114,11 +113,15 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
 }
 
 template <class Shape>
-__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control) {
+__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control, int team) {
     Ring<Shape::tile_slots> slot;
+    const int all_teams = static_cast<int>(gridDim.x) * Shape::teams;
+    int index = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * team;
+    wait_for_previous_kernel();  // which made the order
     bool more = true;
     while (more) {
-        const Tile tile = find_tile<Shape>(args, atomicAdd(args.schedule.counter, 1));
+        const Tile tile = find_tile<Shape>(args, index);
+        index = all_teams + atomicAdd(args.schedule.counter, 1);
         barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
         control.tiles[slot.stage] = tile;
         barrier_arrive(&control.tile_full[slot.stage]);
@@ -610,7 +613,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
             if (warp < 2) {
                 load_tiles<Shape>(args, storage.data[team], storage.control[team], lane);
             } else if (lane == 0) {
-                schedule_tiles<Shape>(args, storage.control[team]);
+                schedule_tiles<Shape>(args, storage.control[team], team);
             }
         }
     } else {
@@ -628,8 +631,17 @@ cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t strea
     const cudaError_t error =
         cudaFuncSetAttribute(forward_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    forward_kernel<Shape><<<grid, Shape::threads, bytes, stream>>>(args);
-    return cudaGetLastError();
+    cudaLaunchAttribute overlap{};  // the kernel's set-up runs under the one that sorts its tiles
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(Shape::threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, forward_kernel<Shape>, args);
 }
 
 }  // namespace sparseattn::cuda::hopper
