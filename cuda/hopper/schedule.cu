@@ -6,7 +6,7 @@ namespace {
 
 constexpr int threads = 1024;
 constexpr int buckets = 2 * threads;  // of list lengths; longer ones share the last
-constexpr int held = 4;               // lengths that a thread keeps between the passes
+constexpr int held = 2;               // lengths that a thread keeps between the passes
 
 /// Sorts the tiles of one section by the length of their lists, longest first, by counting. One thread block a section.
 __global__ void __launch_bounds__(threads) sort_tiles(Schedule schedule, Layout layout) {
