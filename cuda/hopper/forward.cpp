@@ -14,6 +14,11 @@ bool copyable(const Heads& array) {  // by the copy engine and in pieces of 16 b
            array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
 }
 
+#ifdef L2_SHARE
+constexpr double l2_share = L2_SHARE;
+#else
+constexpr double l2_share = 0.6;  // of the cache, for the keys and values of a section
+#endif
 constexpr std::size_t order_begin = 256;  // bytes into the workspace, behind the counter
 
 /// Heads 2u and 2u + 1 have one list and one key head: a 64-row tile of each makes one of 128.
@@ -32,7 +37,7 @@ Schedule make_schedule(const ForwardParams& params, int l2_bytes) {
     schedule.tiles = schedule.rows * schedule.units;
     const double head_bytes = 4.0 * params.head_dim * std::max(params.batch.keys, 1);  // keys and values
     const int heads =
-        static_cast<int>(std::clamp(0.6 * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
+        static_cast<int>(std::clamp(l2_share * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
     schedule.section_units = heads * (schedule.units / params.key_heads);
     return schedule;
 }

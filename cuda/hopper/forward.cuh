@@ -471,6 +471,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
     const float slack = slack_log2 / args.scale_log2;
     const bool folded = args.schedule.heads_per_unit == 2;
     const auto release = [&](Barrier* barrier) {
+        __syncwarp();  // after the reads of all lanes
         if (lane == 0) barrier_arrive(barrier);
     };
     const auto query_at = [&](int count) {
@@ -565,7 +566,6 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         pin(p);
         release(&control.empty[last_stage]);
         store_rows<Shape>(args, tile, head, first, o, state, warp, lane);
-        __syncwarp();
         release(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         steps = next_steps;
     }

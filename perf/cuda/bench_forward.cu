@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 #include "tests/cuda/problem.cuh"
 
@@ -19,28 +20,53 @@ namespace {
 double seconds_per_case = 0.15;
 std::FILE* json = nullptr;
 
-/// Median time of a call, in milliseconds.
+/// Median time of one call, in milliseconds. Each is timed in a run of calls of about `run_ms`, so that the clocks are
+/// those of steady work.
+constexpr double run_ms = 3;
 template <class Call>
-double time_ms(const Call& call) {
+double time_run(const Call& call, int calls) {
     cudaEvent_t begin, end;
     SPARSEATTN_TEST_CUDA(cudaEventCreate(&begin));
     SPARSEATTN_TEST_CUDA(cudaEventCreate(&end));
-    std::vector<double> times;
-    double total = 0;
-    for (int round = 0; round < 3 || (total < seconds_per_case * 1e3 && round < 200); ++round) {
-        SPARSEATTN_TEST_CUDA(cudaEventRecord(begin));
-        call();
-        SPARSEATTN_TEST_CUDA(cudaEventRecord(end));
-        SPARSEATTN_TEST_CUDA(cudaEventSynchronize(end));
-        float ms = 0;
-        SPARSEATTN_TEST_CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (round > 0) times.push_back(ms);  // the first one warms up
-        total += ms;
-    }
+    SPARSEATTN_TEST_CUDA(cudaEventRecord(begin));
+    for (int i = 0; i < calls; ++i) call();
+    SPARSEATTN_TEST_CUDA(cudaEventRecord(end));
+    SPARSEATTN_TEST_CUDA(cudaEventSynchronize(end));
+    float ms = 0;
+    SPARSEATTN_TEST_CUDA(cudaEventElapsedTime(&ms, begin, end));
     SPARSEATTN_TEST_CUDA(cudaEventDestroy(begin));
     SPARSEATTN_TEST_CUDA(cudaEventDestroy(end));
+    return ms / calls;
+}
+template <class Call>
+int calls_of(const Call& call) {
+    call();  // warms up
+    return std::max(1, static_cast<int>(run_ms / time_run(call, 1)));
+}
+double median(std::vector<double> times) {
     std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
     return times[times.size() / 2];
+}
+template <class Call>
+double time_ms(const Call& call) {
+    const int calls = calls_of(call);
+    std::vector<double> times;
+    for (double total = 0; times.size() < 3 || total < seconds_per_case * 1e3; total += times.back() * calls) {
+        times.push_back(time_run(call, calls));
+    }
+    return median(times);
+}
+/// The same for two calls that take turns: clocks drift with temperature and power, and a ratio must not.
+template <class First, class Second>
+std::pair<double, double> time_both_ms(const First& first, const Second& second) {
+    const int first_calls = calls_of(first), second_calls = calls_of(second);
+    std::vector<double> first_times, second_times;
+    for (double total = 0; first_times.size() < 3 || total < 2e3 * seconds_per_case;) {
+        first_times.push_back(time_run(first, first_calls));
+        second_times.push_back(time_run(second, second_calls));
+        total += first_times.back() * first_calls + second_times.back() * second_calls;
+    }
+    return {median(first_times), median(second_times)};
 }
 
 void print_ceilings(const char* when) {
@@ -110,19 +136,27 @@ double work(const HostProblem& p) {
 }
 
 void bench(const Shape& shape, const std::vector<double>& densities) {
-    double dense_ms = 0, dense_work = 0;
+    const auto call = [](const DeviceProblem& device) {
+        const Status status = forward(device.params);
+        if (!status.ok()) {
+            std::fprintf(stderr, "%s: %s\n", status.where, cudaGetErrorString(status.error));
+            std::exit(1);
+        }
+    };
+    const HostProblem dense_problem = build(shape, 1);
+    const DeviceProblem dense(dense_problem, false, 0, 7);
+    const double dense_work = work(dense_problem);
     for (const double density : densities) {
         const HostProblem p = build(shape, density);
         DeviceProblem device(p, false, 0, 7);
         device.params.layout.shared_heads = shape.shared ? shape.query_heads / shape.key_heads : 1;
         device.out.fill(0xff);
-        const double ms = time_ms([&] {
-            const Status status = forward(device.params);
-            if (!status.ok()) {
-                std::fprintf(stderr, "%s: %s\n", status.where, cudaGetErrorString(status.error));
-                std::exit(1);
-            }
-        });
+        double dense_ms = 0, ms = 0;
+        if (density >= 1) {
+            dense_ms = ms = time_ms([&] { call(device); });
+        } else {
+            std::tie(dense_ms, ms) = time_both_ms([&] { call(dense); }, [&] { call(device); });
+        }
         SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
         std::vector<std::int32_t> tokens;  // a sample is checked, so that no wrong kernel is timed
         if (shape.length <= 24000) {
@@ -130,10 +164,9 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
         }
         const Comparison check = compare(p, device, tokens);
         const double flop = work(p);
-        if (density >= 1) dense_ms = ms, dense_work = flop;
-        const double kept = dense_work > 0 ? flop / dense_work : density;
-        const double eff = dense_work > 0 ? kept * dense_ms / ms : 0;
-        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f  %8.3f ms  %4.0f TFLOP/s  eff %.2f%s\n",
+        const double kept = flop / dense_work;
+        const double eff = kept * dense_ms / ms;
+        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f %8.3f ms  %4.0f TFLOP/s  eff %.2f%s\n",
                     shape.length, shape.query_heads, shape.key_heads, shape.head_dim, shape.block,
                     shape.causal ? "causal" : "full  ", shape.shared ? " shared" : "", kept, ms, 1e-9 * flop / ms, eff,
                     check.ok() ? "" : (" WRONG: " + check.first).c_str());
