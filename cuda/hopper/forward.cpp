@@ -14,11 +14,7 @@ bool copyable(const Heads& array) {  // by the copy engine and in pieces of 16 b
            array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
 }
 
-#ifdef L2_SHARE
-constexpr double l2_share = L2_SHARE;
-#else
-constexpr double l2_share = 0.6;  // of the cache, for the keys and values of a section
-#endif
+constexpr double l2_share = 0.6;          // of the cache, for the keys and values of a section
 constexpr std::size_t order_begin = 256;  // bytes into the workspace, behind the counter
 
 /// Heads 2u and 2u + 1 have one list and one key head: a 64-row tile of each makes one of 128.

@@ -261,7 +261,7 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }
-        if (lane == 0) barrier_arrive(&control.tile_empty[slot.stage]);
+        barrier_arrive(&control.tile_empty[slot.stage]);
     }
 }
 
@@ -444,20 +444,15 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& 
 /// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
 template <class Shape>
 struct Turns {
-#ifdef NO_TURNS
-    static constexpr bool alternate = false;
-#else
-    static constexpr bool alternate = Shape::paired;
-#endif
     int mine, other;
     __device__ __forceinline__ explicit Turns(int warpgroup) : mine(1 + warpgroup), other(2 - warpgroup) {
-        if (alternate && warpgroup == 1) named_arrive(other, 256);
+        if (Shape::paired && warpgroup == 1) named_arrive(other, 256);
     }
     __device__ __forceinline__ void begin() const {
-        if (alternate) named_sync(mine, 256);
+        if (Shape::paired) named_sync(mine, 256);
     }
     __device__ __forceinline__ void end() const {
-        if (alternate) named_arrive(other, 256);
+        if (Shape::paired) named_arrive(other, 256);
     }
 };
 
@@ -471,8 +466,13 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
     const float slack = slack_log2 / args.scale_log2;
     const bool folded = args.schedule.heads_per_unit == 2;
     const auto release = [&](Barrier* barrier) {
-        __syncwarp();  // after the reads of all lanes
         if (lane == 0) barrier_arrive(barrier);
+    };
+    // Read by the lane that releases the stage, so that the loader cannot write before.
+    const auto keys_of = [&](int stage) {
+        TileKeys keys{};
+        if (lane == 0) keys = control.tile_keys[stage];
+        return TileKeys{__shfl_sync(0xffffffffu, keys.low, 0), __shfl_sync(0xffffffffu, keys.high, 0)};
     };
     const auto query_at = [&](int count) {
         return operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
@@ -511,7 +511,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         RowState state{{-INFINITY, -INFINITY}, {0, 0}};
         product_wait<0>();
         pin(s);
-        TileKeys where = control.tile_keys[ring.stage];
+        TileKeys where = keys_of(ring.stage);
         release(&control.empty[ring.stage]);
         ring.next();
         if (steps == 1) release(query_empty);
@@ -523,7 +523,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         for (int n = 1; n < steps; ++n) {
             const int key_stage = ring.stage;
             barrier_wait(&control.full[ring.stage], ring.phase);
-            where = control.tile_keys[ring.stage];
+            where = keys_of(ring.stage);
             ring.next();
             const int value_stage = ring.stage;
             turns.begin();
@@ -566,7 +566,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         pin(p);
         release(&control.empty[last_stage]);
         store_rows<Shape>(args, tile, head, first, o, state, warp, lane);
-        release(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
+        barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         steps = next_steps;
     }
     product_wait<0>();
@@ -587,7 +587,7 @@ __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     }
     for (int i = 0; i < Shape::tile_slots; ++i) {
         barrier_init(&control.tile_full[i], 1);
-        barrier_init(&control.tile_empty[i], consumer_warps + 1);
+        barrier_init(&control.tile_empty[i], 32 * (consumer_warps + 1));  // every reader, and the loader's
     }
 }
 

@@ -2,12 +2,16 @@
 /// Times the CUDA forward kernel over lengths and densities, beside a large bf16 matrix product and a copy in the same
 /// run. Work is 4 d per kept (query, key) pair and head: whole blocks count whole, the diagonal block of a causal row
 /// half. eff = density x dense time / sparse time, density = work / work of the dense call.
-/// Usage: bench_forward [--json FILE] [--seconds S per case] [--quick | --all]
+/// Usage: bench_forward [--json FILE] [--seconds S per case] [--quick | --dense]
+/// --quick: two lengths; --dense: only dense calls, each after a second of rest, to set beside
+/// perf/cuda/torch_forward.py.
 
 #include <cublas_v2.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <tuple>
 
 #include "tests/cuda/problem.cuh"
@@ -185,18 +189,18 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    bool quick = false, all = false;
+    bool quick = false, dense = false;
     for (int i = 1; i < argc; ++i) {
         if (std::strcmp(argv[i], "--quick") == 0)
             quick = true;
-        else if (std::strcmp(argv[i], "--all") == 0)
-            all = true;
+        else if (std::strcmp(argv[i], "--dense") == 0)
+            dense = true;
         else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json = std::fopen(argv[++i], "w");
         else if (std::strcmp(argv[i], "--seconds") == 0 && i + 1 < argc)
             seconds_per_case = std::atof(argv[++i]);
         else {
-            std::fprintf(stderr, "usage: %s [--json FILE] [--seconds S] [--quick | --all]\n", argv[0]);
+            std::fprintf(stderr, "usage: %s [--json FILE] [--seconds S] [--quick | --dense]\n", argv[0]);
             return 2;
         }
     }
@@ -206,6 +210,17 @@ int main(int argc, char** argv) {
     SPARSEATTN_TEST_CUDA(cudaDriverGetVersion(&driver));
     SPARSEATTN_TEST_CUDA(cudaRuntimeGetVersion(&runtime));
     std::printf("%s, driver CUDA %d, runtime CUDA %d\n", device.name, driver, runtime);
+    if (dense) {
+        for (const Shape& shape : {Shape{16384, 16, 4, 128, 128, false, false},
+                                   {16384, 16, 4, 128, 128, true, false},
+                                   {65536, 4, 1, 128, 128, false, false},
+                                   {65536, 4, 1, 128, 128, true, false},
+                                   {16384, 16, 4, 64, 128, false, false}}) {
+            std::this_thread::sleep_for(std::chrono::seconds(1));
+            bench(shape, {1});
+        }
+        return 0;
+    }
     print_ceilings("before");
     const std::vector<double> densities = {1, 0.5, 0.25, 0.1, 0.05};
     // head counts so that the dense call takes some milliseconds
@@ -221,7 +236,7 @@ int main(int argc, char** argv) {
     bench({16384, 16, 16, 128, 128, false, false}, {1, 0.1});
     bench({16384, 16, 4, 64, 128, false, false}, densities);
     bench({16384, 16, 4, 64, 128, true, false}, {1});
-    if (all) bench({16384, 16, 4, 64, 64, false, false}, densities);
+    if (!quick) bench({16384, 16, 4, 64, 64, false, false}, densities);
     print_ceilings("after");
     if (json != nullptr) std::fclose(json);
     return 0;
