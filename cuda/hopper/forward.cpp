@@ -14,6 +14,9 @@ bool copyable(const Heads& array) {  // by the copy engine and in pieces of 16 b
            array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
 }
 
+constexpr double l2_share = 0.6;          // of the cache, for the keys and values of a section
+constexpr std::size_t order_begin = 256;  // bytes into the workspace, behind the counter
+
 /// Heads 2u and 2u + 1 have one list and one key head: a 64-row tile of each makes one of 128.
 bool foldable(const ForwardParams& params) {
     const int shared = params.layout.lists == 1 ? params.query_heads : params.layout.shared_heads;
@@ -23,13 +26,14 @@ bool foldable(const ForwardParams& params) {
 Schedule make_schedule(const ForwardParams& params, int l2_bytes) {
     Schedule schedule{};
     schedule.counter = static_cast<int*>(params.workspace);
+    schedule.order = schedule.counter + order_begin / sizeof(int);
     schedule.rows = params.layout.rows;
     schedule.heads_per_unit = foldable(params) ? 2 : 1;
     schedule.units = params.query_heads / schedule.heads_per_unit;
     schedule.tiles = schedule.rows * schedule.units;
     const double head_bytes = 4.0 * params.head_dim * std::max(params.batch.keys, 1);  // keys and values
     const int heads =
-        static_cast<int>(std::clamp(0.6 * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
+        static_cast<int>(std::clamp(l2_share * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
     schedule.section_units = heads * (schedule.units / params.key_heads);
     return schedule;
 }
@@ -63,8 +67,8 @@ const char* forward_gap(const ForwardParams& params) {
     return "";
 }
 
-std::size_t forward_workspace(const ForwardParams&) {
-    return 256;
+std::size_t forward_workspace(const ForwardParams& params) {
+    return order_begin + sizeof(int) * static_cast<std::size_t>(params.layout.rows) * params.query_heads;
 }
 
 Status forward(const ForwardParams& params) {
@@ -96,8 +100,8 @@ Status forward(const ForwardParams& params) {
         error = make_heads_map(args.value, params.value, keys, heads, dim, params.layout.block);
         if (error != cudaSuccess) return {error, "tensor map of value"};
     }
-    error = cudaMemsetAsync(args.schedule.counter, 0, sizeof(int), params.stream);
-    if (error != cudaSuccess) return {error, "workspace"};
+    error = launch_schedule(args.schedule, params.layout, params.stream);
+    if (error != cudaSuccess) return {error, "schedule kernel"};
     error = launch(params, args, std::min(multiprocessors, args.schedule.tiles));
     return {error, "forward kernel"};
 }

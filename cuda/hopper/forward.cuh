@@ -38,18 +38,19 @@ struct ForwardShape {
 struct Tile {
     std::int64_t columns;        // where its list begins
     std::int64_t keys;           // where its single keys begin
-    int steps;                   // key tiles; -1: no more tiles
+    int steps;                   // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
     int blocks;                  // key blocks
     int singles;                 // single keys
     int head;                    // first head of the unit
     int first;                   // first query, counted in the sequence
     int query_token, key_token;  // where the sequence begins in the packed arrays
     int query_count, key_count;  // its lengths
+    Window windows[2];           // of the unit's heads
 };
 
 /// Where the keys of a tile stand in their sequence: two runs of 64, or single keys from a list.
 struct TileKeys {
-    static constexpr int nowhere = 1 << 30;  // past every key: masked
+    static constexpr int nowhere = 1 << 30;  // past every key: reads as zeros, masked
     int low, high;                           // first key of either half; low < 0: single keys, from number `high`
 };
 
@@ -84,10 +85,9 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
     const int section_tiles = schedule.section_units * schedule.rows;
     const int section = index / section_tiles;
     const int first_unit = section * schedule.section_units;
-    const int units = min(schedule.section_units, schedule.units - first_unit);
-    const int inside = index - section * section_tiles;
-    const int row = schedule.rows - 1 - inside / units;
-    const int unit = first_unit + inside % units;
+    const int place = __ldcg(schedule.order + index);
+    const int row = place / schedule.section_units;
+    const int unit = first_unit + place % schedule.section_units;
 
     tile.head = unit * schedule.heads_per_unit;
     const std::int64_t entry = static_cast<std::int64_t>(layout.head_list[tile.head]) * layout.rows + row;
@@ -99,21 +99,29 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
         tile.singles = static_cast<int>(layout.key_offsets[entry + 1] - tile.keys);
     }
     constexpr int blocks_per_step = Shape::keys / Shape::block;
-    tile.steps = (tile.blocks + blocks_per_step - 1) / blocks_per_step + (tile.singles + Shape::keys - 1) / Shape::keys;
+    const int steps =
+        (tile.blocks + blocks_per_step - 1) / blocks_per_step + (tile.singles + Shape::keys - 1) / Shape::keys;
+    tile.steps = max(steps, 1);
     tile.first = (row - layout.row_begin[sequence]) * Shape::block;
     tile.query_token = args.batch.query_offsets[sequence];
     tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
     tile.key_token = args.batch.key_offsets[sequence];
     tile.key_count = args.batch.key_offsets[sequence + 1] - tile.key_token;
+    tile.windows[0] = layout.windows[tile.head];
+    tile.windows[1] = layout.windows[tile.head + schedule.heads_per_unit - 1];
     return tile;
 }
 
 template <class Shape>
-__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control) {
+__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control, int team) {
     Ring<Shape::tile_slots> slot;
+    const int all_teams = static_cast<int>(gridDim.x) * Shape::teams;
+    int index = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * team;
+    wait_for_previous_kernel();  // which made the order
     bool more = true;
     while (more) {
-        const Tile tile = find_tile<Shape>(args, atomicAdd(args.schedule.counter, 1));
+        const Tile tile = find_tile<Shape>(args, index);
+        index = all_teams + atomicAdd(args.schedule.counter, 1);
         barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
         control.tiles[slot.stage] = tile;
         barrier_arrive(&control.tile_full[slot.stage]);
@@ -149,7 +157,10 @@ template <class Shape>
 __device__ __forceinline__ TileKeys step_keys(const Tile& tile, ListReader& list, int n, int lane) {
     constexpr int per_step = Shape::keys / Shape::block;
     const int block_steps = (tile.blocks + per_step - 1) / per_step;
-    if (n >= block_steps) return {-1, (n - block_steps) * Shape::keys};
+    if (n >= block_steps) {
+        if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
+        return {-1, (n - block_steps) * Shape::keys};
+    }
     const int low = list.from_end(n * per_step, lane) * Shape::block;
     if (per_step == 1) return {low, low + 64};
     if (n * per_step + 1 >= tile.blocks) return {low, TileKeys::nowhere};
@@ -201,9 +212,8 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
         for (int panel = 0; panel < Shape::panels; ++panel) {
             unsigned char* to = stage + panel * Shape::key_panel;
             tensor_load(to, map, full, panel * 64, key_head, tile.key_token + where.low);
-            if constexpr (Shape::block == 64) {  // a missing half is filled with known keys and masked
-                const int high = where.high == TileKeys::nowhere ? where.low : where.high;
-                tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + high);
+            if constexpr (Shape::block == 64) {
+                tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + where.high);
             }
         }
     }
@@ -251,7 +261,7 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }
-        if (lane == 0) barrier_arrive(&control.tile_empty[slot.stage]);
+        barrier_arrive(&control.tile_empty[slot.stage]);
     }
 }
 
@@ -349,12 +359,18 @@ __device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[32], const
     for (int i = 0; i < 32; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
 }
 
+/// Waits for the value product in flight and shrinks its accumulators where needed. The wait stands on either side of a
+/// branch that needs the softmax: ptxas would move a wait before it, and the softmax could not run under the product.
 template <int Count>
-__device__ __forceinline__ void rescale(float (&o)[Count], const float (&shrink)[2]) {
+__device__ __forceinline__ void finish_and_rescale(float (&o)[Count], const float (&shrink)[2]) {
     if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+        product_wait<0>();
+        pin(o);
 #pragma unroll
         for (int i = 0; i < Count; ++i) o[i] *= shrink[i / 2 % 2];
     }
+    product_wait<0>();
+    pin(o);
 }
 
 template <class Shape>
@@ -372,48 +388,57 @@ __device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2], c
     for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
 }
 
-/// Normalises, and writes the thread's rows through the warp's own query rows in shared memory.
+/// Exchanges a 4 x 4 matrix held by a quad of lanes (row: lane, column: register) for its transpose.
+__device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) {
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+        const bool upper = (lane & distance) != 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if ((i & distance) != 0) continue;
+            const std::uint32_t mine = upper ? x[i] : x[i + distance];
+            const std::uint32_t theirs = __shfl_xor_sync(0xffffffffu, mine, distance);
+            if (upper)
+                x[i] = theirs;
+            else
+                x[i + distance] = theirs;
+        }
+    }
+}
+
+/// Normalises and writes a warp's 16 rows, 16 bytes a lane: a quad turns its 2 x 4 channels of four groups of 8 into
+/// one group each.
 template <class Shape>
-__device__ __forceinline__ void store_rows(const ForwardArgs& args, unsigned char* staging, const Tile& tile, int head,
-                                           int first, float (&o)[Shape::head_dim / 2], RowState& state, int warp,
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int head, int first,
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int warp,
                                            int lane) {
-    const int rows = min(16, tile.query_count - (first + warp * 16));  // of this warp; may be <= 0
+    const int rows = tile.query_count - (first + warp * 16);  // from the warp's first row on; may be <= 0
     const std::int64_t token = tile.query_token + first + warp * 16;
-    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
+        const int row = lane / 4 + 8 * half;
         float sum = state.sum[half];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        inverse[half] = sum > 0 ? 1.0f / sum : 0.0f;
-        const int row = lane / 4 + 8 * half;
+        const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
         if (lane % 4 == 0 && row < rows) {
             args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] =
                 sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
         }
-    }
-    unsigned char* mine = staging + warp * 16 * swizzle_row;
+        auto* out = static_cast<__nv_bfloat16*>(args.out.data) + (token + row) * args.out.token_stride +
+                    head * args.out.head_stride + lane % 4 * 8;
 #pragma unroll
-    for (int column = 0; column < Shape::head_dim; column += 16) {
-        const int i = column / 2;
-        const int piece = (column % 64) / 8 + lane / 16;  // lanes 0-15: left 8 columns, 16-31: right
-        store_matrix_x4(mine + column / 64 * Shape::query_panel + swizzled(lane % 16, piece),
-                        pack_bf16(o[i] * inverse[0], o[i + 1] * inverse[0]),
-                        pack_bf16(o[i + 2] * inverse[1], o[i + 3] * inverse[1]),
-                        pack_bf16(o[i + 4] * inverse[0], o[i + 5] * inverse[0]),
-                        pack_bf16(o[i + 6] * inverse[1], o[i + 7] * inverse[1]));
-    }
-    __syncwarp();
-    constexpr int pieces = Shape::head_dim / 8;
-    auto* out = static_cast<__nv_bfloat16*>(args.out.data) + head * args.out.head_stride;
+        for (int column = 0; column < Shape::head_dim; column += 32) {
+            std::uint32_t x[4];
 #pragma unroll
-    for (int step = 0; step < 16 * pieces / 32; ++step) {
-        const int row = (step * 32 + lane) / pieces, piece = (step * 32 + lane) % pieces;
-        const uint4 bits =
-            *reinterpret_cast<const uint4*>(mine + piece / 8 * Shape::query_panel + swizzled(row, piece % 8));
-        if (row < rows) *reinterpret_cast<uint4*>(out + (token + row) * args.out.token_stride + piece * 8) = bits;
+            for (int i = 0; i < 4; ++i) {
+                const int at = column / 2 + 4 * i + 2 * half;
+                x[i] = pack_bf16(o[at] * inverse, o[at + 1] * inverse);
+            }
+            transpose_quad(x, lane);
+            if (row < rows) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+        }
     }
-    fence_async_shared();  // the copy engine fills these rows next
 }
 
 /// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
@@ -431,6 +456,8 @@ struct Turns {
     }
 };
 
+/// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
+/// run while that tile's result is written.
 template <class Shape>
 __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStorage<Shape>& data,
                                               TeamControl<Shape>& control, int warpgroup, int warp, int lane) {
@@ -438,92 +465,111 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
     const Turns<Shape> turns(warpgroup);
     const float slack = slack_log2 / args.scale_log2;
     const bool folded = args.schedule.heads_per_unit == 2;
-    Ring<Shape::stages> ring;
     const auto release = [&](Barrier* barrier) {
         if (lane == 0) barrier_arrive(barrier);
     };
-    for (int count = 0;; ++count) {
+    // Read by the lane that releases the stage, so that the loader cannot write before.
+    const auto keys_of = [&](int stage) {
+        TileKeys keys{};
+        if (lane == 0) keys = control.tile_keys[stage];
+        return TileKeys{__shfl_sync(0xffffffffu, keys.low, 0), __shfl_sync(0xffffffffu, keys.high, 0)};
+    };
+    const auto query_at = [&](int count) {
+        return operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
+    };
+    Ring<Shape::stages> ring;
+    float s[64], o[Shape::head_dim / 2], shrink[2];
+    std::uint32_t p[32];
+    // Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last tile
+    // the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a branch.
+    const auto begin_tile = [&](int count) {
         const auto slot = Ring<Shape::tile_slots>::at(count);
-        const auto query_ring = Ring<Shape::query_stages>::at(count);
+        const auto query = Ring<Shape::query_stages>::at(count);
         barrier_wait(&control.tile_full[slot.stage], slot.phase);
-        const Tile& tile = control.tiles[slot.stage];
-        const int steps = tile.steps;
-        if (steps < 0) break;
+        const int steps = control.tiles[slot.stage].steps;
+        if (steps > 0) {
+            barrier_wait(&control.query_full[query.stage], query.phase);
+            barrier_wait(&control.full[ring.stage], ring.phase);
+        }
+        pin(s);
+        product_fence();
+        score_product<Shape>(s, query_at(count), operand(data.ring[ring.stage]));
+        product_commit();
+        return steps;
+    };
+
+    int steps = begin_tile(0);
+    for (int count = 0; steps >= 0; ++count) {
+        const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
+        Barrier* query_empty = &control.query_empty[Ring<Shape::query_stages>::at(count).stage];
         const int head = tile.head + (folded ? half : 0);
         const int first = tile.first + (folded ? 0 : half * 64);
         const int row = first + warp * 16 + lane / 4;
-        const TokenRule rule{tile.query_count, tile.key_count, args.layout.causal, args.layout.windows[head]};
+        const TokenRule rule{tile.query_count, tile.key_count, args.layout.causal, tile.windows[folded ? half : 0]};
         const std::int32_t* single_keys = args.layout.keys + tile.keys;
-
-        unsigned char* queries = data.query[query_ring.stage] + half * 64 * swizzle_row;
-        const std::uint64_t query = operand(queries);
-        barrier_wait(&control.query_full[query_ring.stage], query_ring.phase);
-
-        float o[Shape::head_dim / 2];
+        const std::uint64_t query = query_at(count);
+        RowState state{{-INFINITY, -INFINITY}, {0, 0}};
+        product_wait<0>();
+        pin(s);
+        TileKeys where = keys_of(ring.stage);
+        release(&control.empty[ring.stage]);
+        ring.next();
+        if (steps == 1) release(query_empty);
 #pragma unroll
         for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
-        RowState state{{-INFINITY, -INFINITY}, {0, 0}};
-        if (steps > 0) {
-            float s[64], shrink[2];
-            std::uint32_t p[32];
+        mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
+        online_softmax(s, state, args.scale_log2, slack, shrink);
+        pack_probabilities(p, s);
+        for (int n = 1; n < steps; ++n) {
+            const int key_stage = ring.stage;
             barrier_wait(&control.full[ring.stage], ring.phase);
-            TileKeys where = control.tile_keys[ring.stage];
-            product_fence();
-            score_product<Shape>(s, query, operand(data.ring[ring.stage]));
-            product_commit();
-            product_wait<0>();
-            pin(s);
-            release(&control.empty[ring.stage]);
+            where = keys_of(ring.stage);
             ring.next();
-            mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
-            online_softmax(s, state, args.scale_log2, slack, shrink);
-            pack_probabilities(p, s);
-            for (int n = 1; n < steps; ++n) {
-                const int key_stage = ring.stage;
-                barrier_wait(&control.full[ring.stage], ring.phase);
-                where = control.tile_keys[ring.stage];
-                ring.next();
-                const int value_stage = ring.stage;
-                turns.begin();
-                pin(s);
-                pin(p);
-                pin(o);
-                product_fence();
-                score_product<Shape>(s, query, operand(data.ring[key_stage]));
-                product_commit();
-                barrier_wait(&control.full[ring.stage], ring.phase);
-                value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
-                product_commit();
-                ring.next();
-                turns.end();
-                product_wait<1>();
-                pin(s);
-                release(&control.empty[key_stage]);
-                mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
-                online_softmax(s, state, args.scale_log2, slack, shrink);
-                product_wait<0>();
-                pin(o);
-                pin(p);
-                release(&control.empty[value_stage]);
-                rescale(o, shrink);
-                pack_probabilities(p, s);
-            }
-            barrier_wait(&control.full[ring.stage], ring.phase);
+            const int value_stage = ring.stage;
+            turns.begin();
+            pin(s);
             pin(p);
             pin(o);
             product_fence();
-            value_product<Shape>(o, p, operand(data.ring[ring.stage], Shape::key_panel));
+            score_product<Shape>(s, query, operand(data.ring[key_stage]));
             product_commit();
-            product_wait<0>();
-            pin(o);
-            release(&control.empty[ring.stage]);
+            barrier_wait(&control.full[ring.stage], ring.phase);
+            value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
+            product_commit();
             ring.next();
+            turns.end();
+            product_wait<1>();
+            pin(s);
+            release(&control.empty[key_stage]);
+            if (n + 1 == steps) release(query_empty);
+            mask_scores<Shape>(s, rule, tile, where, single_keys, first, row, lane);
+            online_softmax(s, state, args.scale_log2, slack, shrink);
+            pin(s);
+            finish_and_rescale(o, shrink);
+            pin(p);
+            release(&control.empty[value_stage]);
+            pack_probabilities(p, s);
         }
-        store_rows<Shape>(args, queries, tile, head, first, o, state, warp, lane);
-        __syncwarp();
-        release(&control.query_empty[query_ring.stage]);
-        release(&control.tile_empty[slot.stage]);
+        const int last_stage = ring.stage;
+        barrier_wait(&control.full[ring.stage], ring.phase);
+        turns.begin();
+        pin(p);
+        pin(o);
+        product_fence();
+        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel));
+        product_commit();
+        ring.next();
+        const int next_steps = begin_tile(count + 1);
+        turns.end();
+        product_wait<1>();
+        pin(o);
+        pin(p);
+        release(&control.empty[last_stage]);
+        store_rows<Shape>(args, tile, head, first, o, state, warp, lane);
+        barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
+        steps = next_steps;
     }
+    product_wait<0>();
 }
 
 // --- Kernel -------------------------------------------------------------------------------------------------------
@@ -541,7 +587,7 @@ __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     }
     for (int i = 0; i < Shape::tile_slots; ++i) {
         barrier_init(&control.tile_full[i], 1);
-        barrier_init(&control.tile_empty[i], consumer_warps + 1);
+        barrier_init(&control.tile_empty[i], 32 * (consumer_warps + 1));  // every reader, and the loader's
     }
 }
 
@@ -567,7 +613,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
             if (warp < 2) {
                 load_tiles<Shape>(args, storage.data[team], storage.control[team], lane);
             } else if (lane == 0) {
-                schedule_tiles<Shape>(args, storage.control[team]);
+                schedule_tiles<Shape>(args, storage.control[team], team);
             }
         }
     } else {
@@ -585,8 +631,17 @@ cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t strea
     const cudaError_t error =
         cudaFuncSetAttribute(forward_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    forward_kernel<Shape><<<grid, Shape::threads, bytes, stream>>>(args);
-    return cudaGetLastError();
+    cudaLaunchAttribute overlap{};  // the kernel's set-up runs under the one that sorts its tiles
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(Shape::threads);
+    config.dynamicSmemBytes = bytes;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, forward_kernel<Shape>, args);
 }
 
 }  // namespace sparseattn::cuda::hopper

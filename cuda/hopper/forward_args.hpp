@@ -8,11 +8,12 @@
 
 namespace sparseattn::cuda::hopper {
 
-/// How tiles of (head, query block) are numbered for the kernel: sections of key heads whose keys and values stay in
-/// the L2 cache together; in a section the last query blocks first, because causal lists grow towards the end. A unit
-/// is one query head, or two that share their list and walk it together ("folded").
+/// In which order tiles of (head, query block) are computed: sections of key heads whose keys and values stay in the L2
+/// cache together; in a section the longest lists first. A unit is one query head, or two that share their list and walk
+/// it together ("folded").
 struct Schedule {
-    int* counter;        // next tile, 0 before the launch
+    int* counter;        // tiles taken so far, beyond the first of each team
+    int* order;          // [tiles], section by section: row * section_units + unit of the section
     int tiles;           // of the whole call
     int rows;            // query blocks
     int units;           // of the whole call
@@ -33,7 +34,11 @@ struct ForwardArgs {
     float scale_log2;  // scale * log2(e)
 };
 
-/// Runs the kernel on `grid` multiprocessors. `paired`: both warpgroups of a multiprocessor walk one list.
+/// Fills the order and clears the counter.
+[[nodiscard]] cudaError_t launch_schedule(const Schedule& schedule, const Layout& layout, cudaStream_t stream);
+
+/// Runs the kernel on `grid` multiprocessors, directly behind launch_schedule on the same stream. `paired`: both
+/// warpgroups of a multiprocessor walk one list.
 template <int HeadDim, int Block, bool Paired>
 [[nodiscard]] cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream);
 

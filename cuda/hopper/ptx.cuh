@@ -100,6 +100,15 @@ __device__ __forceinline__ void fence_async_shared() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// Lets the next kernel of the stream start when it was launched to overlap with this one.
+__device__ __forceinline__ void dependents_may_launch() {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+/// In such a kernel: until everything that the kernel before it wrote can be read.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
 // --- Bulk tensor copies -----------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map) {

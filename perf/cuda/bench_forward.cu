@@ -2,12 +2,17 @@
 /// Times the CUDA forward kernel over lengths and densities, beside a large bf16 matrix product and a copy in the same
 /// run. Work is 4 d per kept (query, key) pair and head: whole blocks count whole, the diagonal block of a causal row
 /// half. eff = density x dense time / sparse time, density = work / work of the dense call.
-/// Usage: bench_forward [--json FILE] [--seconds S per case] [--quick | --all]
+/// Usage: bench_forward [--json FILE] [--seconds S per case] [--quick | --dense]
+/// --quick: two lengths; --dense: only dense calls, each after a second of rest, to set beside
+/// perf/cuda/torch_forward.py.
 
 #include <cublas_v2.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <thread>
+#include <tuple>
 
 #include "tests/cuda/problem.cuh"
 
@@ -19,28 +24,53 @@ namespace {
 double seconds_per_case = 0.15;
 std::FILE* json = nullptr;
 
-/// Median time of a call, in milliseconds.
+/// Median time of one call, in milliseconds. Each is timed in a run of calls of about `run_ms`, so that the clocks are
+/// those of steady work.
+constexpr double run_ms = 3;
 template <class Call>
-double time_ms(const Call& call) {
+double time_run(const Call& call, int calls) {
     cudaEvent_t begin, end;
     SPARSEATTN_TEST_CUDA(cudaEventCreate(&begin));
     SPARSEATTN_TEST_CUDA(cudaEventCreate(&end));
-    std::vector<double> times;
-    double total = 0;
-    for (int round = 0; round < 3 || (total < seconds_per_case * 1e3 && round < 200); ++round) {
-        SPARSEATTN_TEST_CUDA(cudaEventRecord(begin));
-        call();
-        SPARSEATTN_TEST_CUDA(cudaEventRecord(end));
-        SPARSEATTN_TEST_CUDA(cudaEventSynchronize(end));
-        float ms = 0;
-        SPARSEATTN_TEST_CUDA(cudaEventElapsedTime(&ms, begin, end));
-        if (round > 0) times.push_back(ms);  // the first one warms up
-        total += ms;
-    }
+    SPARSEATTN_TEST_CUDA(cudaEventRecord(begin));
+    for (int i = 0; i < calls; ++i) call();
+    SPARSEATTN_TEST_CUDA(cudaEventRecord(end));
+    SPARSEATTN_TEST_CUDA(cudaEventSynchronize(end));
+    float ms = 0;
+    SPARSEATTN_TEST_CUDA(cudaEventElapsedTime(&ms, begin, end));
     SPARSEATTN_TEST_CUDA(cudaEventDestroy(begin));
     SPARSEATTN_TEST_CUDA(cudaEventDestroy(end));
+    return ms / calls;
+}
+template <class Call>
+int calls_of(const Call& call) {
+    call();  // warms up
+    return std::max(1, static_cast<int>(run_ms / time_run(call, 1)));
+}
+double median(std::vector<double> times) {
     std::nth_element(times.begin(), times.begin() + times.size() / 2, times.end());
     return times[times.size() / 2];
+}
+template <class Call>
+double time_ms(const Call& call) {
+    const int calls = calls_of(call);
+    std::vector<double> times;
+    for (double total = 0; times.size() < 3 || total < seconds_per_case * 1e3; total += times.back() * calls) {
+        times.push_back(time_run(call, calls));
+    }
+    return median(times);
+}
+/// The same for two calls that take turns: clocks drift with temperature and power, and a ratio must not.
+template <class First, class Second>
+std::pair<double, double> time_both_ms(const First& first, const Second& second) {
+    const int first_calls = calls_of(first), second_calls = calls_of(second);
+    std::vector<double> first_times, second_times;
+    for (double total = 0; first_times.size() < 3 || total < 2e3 * seconds_per_case;) {
+        first_times.push_back(time_run(first, first_calls));
+        second_times.push_back(time_run(second, second_calls));
+        total += first_times.back() * first_calls + second_times.back() * second_calls;
+    }
+    return {median(first_times), median(second_times)};
 }
 
 void print_ceilings(const char* when) {
@@ -110,19 +140,27 @@ double work(const HostProblem& p) {
 }
 
 void bench(const Shape& shape, const std::vector<double>& densities) {
-    double dense_ms = 0, dense_work = 0;
+    const auto call = [](const DeviceProblem& device) {
+        const Status status = forward(device.params);
+        if (!status.ok()) {
+            std::fprintf(stderr, "%s: %s\n", status.where, cudaGetErrorString(status.error));
+            std::exit(1);
+        }
+    };
+    const HostProblem dense_problem = build(shape, 1);
+    const DeviceProblem dense(dense_problem, false, 0, 7);
+    const double dense_work = work(dense_problem);
     for (const double density : densities) {
         const HostProblem p = build(shape, density);
         DeviceProblem device(p, false, 0, 7);
         device.params.layout.shared_heads = shape.shared ? shape.query_heads / shape.key_heads : 1;
         device.out.fill(0xff);
-        const double ms = time_ms([&] {
-            const Status status = forward(device.params);
-            if (!status.ok()) {
-                std::fprintf(stderr, "%s: %s\n", status.where, cudaGetErrorString(status.error));
-                std::exit(1);
-            }
-        });
+        double dense_ms = 0, ms = 0;
+        if (density >= 1) {
+            dense_ms = ms = time_ms([&] { call(device); });
+        } else {
+            std::tie(dense_ms, ms) = time_both_ms([&] { call(dense); }, [&] { call(device); });
+        }
         SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
         std::vector<std::int32_t> tokens;  // a sample is checked, so that no wrong kernel is timed
         if (shape.length <= 24000) {
@@ -130,10 +168,9 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
         }
         const Comparison check = compare(p, device, tokens);
         const double flop = work(p);
-        if (density >= 1) dense_ms = ms, dense_work = flop;
-        const double kept = dense_work > 0 ? flop / dense_work : density;
-        const double eff = dense_work > 0 ? kept * dense_ms / ms : 0;
-        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f  %8.3f ms  %4.0f TFLOP/s  eff %.2f%s\n",
+        const double kept = flop / dense_work;
+        const double eff = kept * dense_ms / ms;
+        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f %8.3f ms  %4.0f TFLOP/s  eff %.2f%s\n",
                     shape.length, shape.query_heads, shape.key_heads, shape.head_dim, shape.block,
                     shape.causal ? "causal" : "full  ", shape.shared ? " shared" : "", kept, ms, 1e-9 * flop / ms, eff,
                     check.ok() ? "" : (" WRONG: " + check.first).c_str());
@@ -152,18 +189,18 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    bool quick = false, all = false;
+    bool quick = false, dense = false;
     for (int i = 1; i < argc; ++i) {
         if (std::strcmp(argv[i], "--quick") == 0)
             quick = true;
-        else if (std::strcmp(argv[i], "--all") == 0)
-            all = true;
+        else if (std::strcmp(argv[i], "--dense") == 0)
+            dense = true;
         else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json = std::fopen(argv[++i], "w");
         else if (std::strcmp(argv[i], "--seconds") == 0 && i + 1 < argc)
             seconds_per_case = std::atof(argv[++i]);
         else {
-            std::fprintf(stderr, "usage: %s [--json FILE] [--seconds S] [--quick | --all]\n", argv[0]);
+            std::fprintf(stderr, "usage: %s [--json FILE] [--seconds S] [--quick | --dense]\n", argv[0]);
             return 2;
         }
     }
@@ -173,6 +210,17 @@ int main(int argc, char** argv) {
     SPARSEATTN_TEST_CUDA(cudaDriverGetVersion(&driver));
     SPARSEATTN_TEST_CUDA(cudaRuntimeGetVersion(&runtime));
     std::printf("%s, driver CUDA %d, runtime CUDA %d\n", device.name, driver, runtime);
+    if (dense) {
+        for (const Shape& shape : {Shape{16384, 16, 4, 128, 128, false, false},
+                                   {16384, 16, 4, 128, 128, true, false},
+                                   {65536, 4, 1, 128, 128, false, false},
+                                   {65536, 4, 1, 128, 128, true, false},
+                                   {16384, 16, 4, 64, 128, false, false}}) {
+            std::this_thread::sleep_for(std::chrono::seconds(1));
+            bench(shape, {1});
+        }
+        return 0;
+    }
     print_ceilings("before");
     const std::vector<double> densities = {1, 0.5, 0.25, 0.1, 0.05};
     // head counts so that the dense call takes some milliseconds
@@ -188,7 +236,7 @@ int main(int argc, char** argv) {
     bench({16384, 16, 16, 128, 128, false, false}, {1, 0.1});
     bench({16384, 16, 4, 64, 128, false, false}, densities);
     bench({16384, 16, 4, 64, 128, true, false}, {1});
-    if (all) bench({16384, 16, 4, 64, 64, false, false}, densities);
+    if (!quick) bench({16384, 16, 4, 64, 64, false, false}, densities);
     print_ceilings("after");
     if (json != nullptr) std::fclose(json);
     return 0;

@@ -3,6 +3,7 @@
 set beside bench_forward's table. Work and eff are counted as there. Usage: torch_forward.py [--flex]"""
 import statistics
 import sys
+import time
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,6 +28,7 @@ def time_ms(call, seconds=0.15):
 
 def dense(n, heads, key_heads, d, causal, backend):
     q, k, v = (torch.rand(1, h, n, d, device="cuda", dtype=torch.bfloat16) * 2 - 1 for h in (heads, key_heads, key_heads))
+    time.sleep(1)  # a second of rest before each case, as bench_forward --dense does: clocks follow temperature and power
     with sdpa_kernel(backend):
         ms = time_ms(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != key_heads))
     flop = 4 * d * n * n * heads * (0.5 if causal else 1)
