@@ -171,22 +171,29 @@ struct KeyPass {
             product_commit();
         }
 
-        /// Sets scores of pairs that the token rule hides to -inf.
+        /// Sets scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible, and those
+        /// from `tail` on that are not before low (TokenRule, solved for the query).
         __device__ __forceinline__ void mask() {
             const TileNote note = shared.notes[ring.stage];
-            const ItemNote item = shared.item;
-            const TokenRule rule{item.queries, item.keys, args.layout.causal, args.layout.windows[note.head]};
-            const int j = item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4;
+            const Window window = args.layout.windows[note.head];
+            constexpr int far = 1 << 30;
+            const int first = note.begin + lane() % 4 * 2;  // the thread's first query
+            const int tail = shared.item.queries - window.dense_tail - first;
 #pragma unroll
-            for (int i = 0; i < 32; i += 4) {
+            for (int half = 0; half < 2; ++half) {
+                const int j = shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
+                const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
+                const int low = args.layout.causal ? equal : (j < shared.item.keys ? -far : far);
+                const int high = window.local == Window::everything || j < window.sink
+                                     ? far
+                                     : equal + min(window.local, far);
 #pragma unroll
-                for (int side = 0; side < 2; ++side) {
-                    const int query = note.begin + i * 2 + lane() % 4 * 2 + side;
-                    const int end = rule.key_end(query);
-                    const int local = rule.local_begin(query);
-                    const auto hidden = [&](int key) { return key >= end || (key >= rule.window.sink && key < local); };
-                    if (hidden(j)) score[i + side] = -INFINITY;
-                    if (hidden(j + 8)) score[i + 2 + side] = -INFINITY;
+                for (int i = 0; i < 32; i += 4) {
+#pragma unroll
+                    for (int side = 0; side < 2; ++side) {
+                        const int query = i * 2 + side;
+                        if (query < low || (query >= high && query < tail)) score[i + 2 * half + side] = -INFINITY;
+                    }
                 }
             }
         }
