@@ -24,18 +24,36 @@ bool sums_dq(const BackwardParams& params) {
 
 /// The parts of the workspace, as offsets in bytes.
 struct Parts {
-    static constexpr std::size_t row_values = 256;  // after the work counters
-    std::size_t dq_sums, end;
+    std::size_t counters, key_pieces, query_pieces, merges, row_values, partials, dq_sums;
+    std::size_t end = 0;
 
-    explicit Parts(const BackwardParams& params) {
-        const std::size_t tiles = static_cast<std::size_t>(std::max(params.layout.rows, 0)) *
-                                  (std::max(params.layout.block, 0) / query_tile) *
-                                  std::max(params.query_heads, 0);
-        dq_sums = row_values + tiles * 2 * query_tile * sizeof(float);
-        end = dq_sums;
-        if (sums_dq(params)) end += tiles * query_tile * std::max(params.head_dim, 0) * sizeof(float);
+    Parts(const BackwardParams& params, int processors) {
+        const auto part = [&](std::size_t count, std::size_t bytes) {
+            const std::size_t at = end;
+            end = (end + count * bytes + 255) / 256 * 256;
+            return at;
+        };
+        const auto number = [](int count) { return static_cast<std::size_t>(std::max(count, 0)); };
+        const std::size_t rows = number(params.layout.rows) * number(params.query_heads);
+        const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
+        const std::size_t slots = Plan::slots(processors), channels = number(params.head_dim);
+        counters = part(5, sizeof(int));
+        key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
+        merges = part(Plan::most_merges(processors), sizeof(Merge));
+        row_values = part(tiles * 2 * query_tile, sizeof(float));
+        partials = part(slots * 2 * number(params.layout.block) * channels, sizeof(float));
+        dq_sums = part(sums_dq(params) ? tiles * query_tile * channels : 0, sizeof(float));
     }
 };
+
+/// Multiprocessors of the current device.
+cudaError_t count_processors(int& processors) {
+    int device = 0;
+    const cudaError_t error = cudaGetDevice(&device);
+    return error != cudaSuccess ? error
+                                : cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+}
 
 }  // namespace
 
@@ -60,16 +78,18 @@ const char* backward_gap(const BackwardParams& params) {
 }
 
 std::size_t backward_workspace(const BackwardParams& params) {
-    return Parts(params).end;
+    int processors = 0;
+    if (count_processors(processors) != cudaSuccess) return 0;  // the call itself will say so
+    return Parts(params, processors).end;
 }
 
 Status backward(const BackwardParams& params) {
-    int device = 0, multiprocessors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    int processors = 0;
+    cudaError_t error = count_processors(processors);
     if (error != cudaSuccess) return {error, "device"};
 
-    const Parts parts(params);
+    const Parts parts(params, processors);
+    const bool sums = sums_dq(params);
     auto* workspace = static_cast<char*>(params.workspace);
     BackwardArgs args{};
     args.query_heads = params.query_heads;
@@ -80,19 +100,27 @@ Status backward(const BackwardParams& params) {
     args.batch = params.batch;
     args.layout = params.layout;
     args.transposed = params.transposed;
-    args.next_item = reinterpret_cast<int*>(workspace);
-    args.row_values = reinterpret_cast<float*>(workspace + Parts::row_values);
-    const bool sums = sums_dq(params);
+    args.plan.next = reinterpret_cast<int*>(workspace + parts.counters);
+    args.plan.count = args.plan.next + 2;
+    args.plan.key_pieces = reinterpret_cast<Piece*>(workspace + parts.key_pieces);
+    args.plan.query_pieces = sums ? nullptr : reinterpret_cast<Piece*>(workspace + parts.query_pieces);
+    args.plan.merges = reinterpret_cast<Merge*>(workspace + parts.merges);
+    args.plan.partials = reinterpret_cast<float*>(workspace + parts.partials);
+    args.row_values = reinterpret_cast<float*>(workspace + parts.row_values);
     args.dq_sums = sums ? reinterpret_cast<float*>(workspace + parts.dq_sums) : nullptr;
     args.dq = params.dq;
     args.dk = params.dk;
     args.dv = params.dv;
 
+    error = launch_plan(args, processors, params.stream);
+    if (error != cudaSuccess) return {error, "plan kernel"};
     error = launch_prepare(args, params);
     if (error != cudaSuccess) return {error, "prepare kernel"};
-    error = launch_key_pass(args, params, multiprocessors);
+    error = launch_key_pass(args, params, processors);
     if (error != cudaSuccess) return {error, "key pass"};
-    error = sums ? launch_finish(args, params) : launch_query_pass(args, params, multiprocessors);
+    error = launch_merge(args, params, processors);
+    if (error != cudaSuccess) return {error, "merge kernel"};
+    error = sums ? launch_finish(args, params) : launch_query_pass(args, params, processors);
     return {error, sums ? "finish kernel" : "query pass"};
 }
 

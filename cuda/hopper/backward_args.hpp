@@ -12,6 +12,32 @@ namespace sparseattn::cuda::hopper {
 /// tile t of head h is number h * tiles + t in every array over tiles.
 inline constexpr int query_tile = 64;
 
+/// A share of an item of a pass: entries [first, first + count) of its lists, one after the other. Long items of the
+/// key pass are cut into pieces whose sums go to slots of their own and are added up, in order, at the end.
+struct Piece {
+    int item;  // head * blocks + block (key pass: key heads and blocks; query pass: query heads and rows)
+    int first, count;
+    int slot;  // of the partial sums; -1: the piece is the whole item
+};
+/// An item that was cut: its slots, in order.
+struct Merge {
+    int item, slot, pieces, unused;
+};
+/// Which pieces there are and in which order they are started: long ones first (in eight classes of length, within a
+/// class in order of heads, so that neighbours share what they read). Made on the device, the same in every run.
+struct Plan {
+    int* next;     // [2] pieces taken so far by the key pass and the query pass
+    int* count;    // [3] pieces of the key pass, of the query pass, merges
+    Piece* key_pieces;
+    Piece* query_pieces;  // or null
+    Merge* merges;
+    float* partials;  // [slots][dK, dV][block / 64][64 * d] in fragment order
+
+    /// Pieces are at most 2/3 of a multiprocessor's fair share long, so cut items have at most these.
+    static int slots(int processors) { return 3 * processors; }
+    static int most_merges(int processors) { return 3 * processors / 2; }
+};
+
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
@@ -23,7 +49,7 @@ struct BackwardArgs {
     Transposed transposed;
     float* row_values;   // [Hq * tiles][2][64]: lse * log2(e) (+inf: the row takes no part), then delta
     float* dq_sums;      // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
-    int* next_item;      // [2] work counters of the key pass and the query pass
+    Plan plan;
     Heads dq, dk, dv;
 };
 
@@ -37,10 +63,14 @@ struct QueryPassMaps {
     CUtensorMap key, value;   // a block
 };
 
-/// delta, lse to base 2, work counters to zero, dq_sums to zero when there are any.
+/// Fills the plan.
+cudaError_t launch_plan(const BackwardArgs& args, int processors, cudaStream_t stream);
+/// delta, lse to base 2, dq_sums to zero when there are any.
 cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params);
 /// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.
 cudaError_t launch_key_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
+/// dK and dV of the items that were cut.
+cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params, int processors);
 /// dQ by itself, in fixed order.
 cudaError_t launch_query_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
 /// dQ from dq_sums.

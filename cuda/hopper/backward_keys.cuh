@@ -2,7 +2,7 @@
 /// \file
 /// The key pass: dK and dV of one key block at a time, from the transposed lists. Device code for sm_90a only.
 ///
-/// A persistent block of one producer warp and two consumer warpgroups takes items (key head, key block). It keeps K
+/// A persistent block of one producer warp and two consumer warpgroups takes pieces of items (key head, key block). It keeps K
 /// and V of the block in shared memory and dK and dV in registers while tiles of 64 queries (Q, dO, lse, delta) stream
 /// through a ring, over all query heads of the group and all rows of their lists, in ascending order. Scores are formed
 /// transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV += P^T dO, dK += dS^T Q.
@@ -73,15 +73,11 @@ struct KeyPass {
             ring.next();
         }
 
-        /// The tiles of one head that see keys [j0, j0 + B) of a sequence.
-        __device__ __forceinline__ void send_head(int head, int key_block, int row_begin, const SequenceSpan& span,
-                                                  int j0) {
+        /// `count` entries of one head's list, as tiles that see keys [j0, j0 + B) of a sequence.
+        __device__ __forceinline__ void send_rows(int head, const std::int32_t* list, int count, int row_begin,
+                                                  const SequenceSpan& span, int j0) {
             const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
-            const std::int64_t list =
-                static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.key_blocks + key_block;
-            const std::int64_t first = args.transposed.offsets[list];
-            const int count = static_cast<int>(args.transposed.offsets[list + 1] - first);
-            ListReader rows(args.transposed.rows + first, count, lane);
+            ListReader rows(list, count, lane);
             for (int index = 0; index < count; ++index) {
                 const int row = rows.entry(index);
 #pragma unroll
@@ -95,33 +91,46 @@ struct KeyPass {
             }
         }
 
-        __device__ __forceinline__ void run() {
-            const int items = args.key_heads * args.layout.key_blocks;
-            const int group = args.query_heads / args.key_heads;
-            ItemQueue queue(args.next_item, items, lane);
-            std::uint32_t phase = 0;
-            for (;; phase ^= 1) {
-                const int item = queue.take();
-                barrier_wait(&shared.keys_empty, phase ^ 1);
-                if (item >= items) break;
-                const int head = item % args.key_heads;  // causal: the first key blocks have the longest lists
-                const int key_block = item / args.key_heads;
-                const int sequence = args.layout.key_block_sequence[key_block];
-                const SequenceSpan span(args.batch, sequence);
-                const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
-                if (elect_one()) {
-                    shared.item = {head, span.key_begin + j0, j0, 0, span.queries, span.keys, {}};
-                    barrier_expect(&shared.keys_full, 2 * key_bytes);
-                    load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, span.key_begin + j0, head);
-                    load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, span.key_begin + j0, head);
-                }
-                __syncwarp();
-                const int row_begin = args.layout.row_begin[sequence];
-                for (int member = 0; member < group; ++member) {
-                    send_head(head * group + member, key_block, row_begin, span, j0);
-                }
-                for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0);
+        /// K and V of a piece's key block, then its share of the lists of the group's heads.
+        __device__ __forceinline__ void send_piece(const Piece& piece, std::uint32_t phase) {
+            const int key_head = piece.item / args.layout.key_blocks;
+            const int key_block = piece.item % args.layout.key_blocks;
+            const int sequence = args.layout.key_block_sequence[key_block];
+            const SequenceSpan span(args.batch, sequence);
+            const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
+            const int row_begin = args.layout.row_begin[sequence];
+            barrier_wait(&shared.keys_empty, phase ^ 1);
+            if (elect_one()) {
+                shared.item = {key_head, span.key_begin + j0, j0, 0, span.queries, span.keys, piece.slot, 0};
+                barrier_expect(&shared.keys_full, 2 * key_bytes);
+                load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, span.key_begin + j0, key_head);
+                load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, span.key_begin + j0, key_head);
             }
+            __syncwarp();
+            const int group = args.query_heads / args.key_heads;
+            int first = piece.first, left = piece.count;
+            for (int head = key_head * group; left > 0 && head < (key_head + 1) * group; ++head) {
+                const std::int64_t list =
+                    static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.key_blocks + key_block;
+                const std::int64_t begin = args.transposed.offsets[list];
+                const int length = static_cast<int>(args.transposed.offsets[list + 1] - begin);
+                const int count = min(left, length - first);
+                if (count > 0) {
+                    send_rows(head, args.transposed.rows + begin + first, count, row_begin, span, j0);
+                    left -= count;
+                }
+                first = max(0, first - length);
+            }
+            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0);
+        }
+
+        __device__ __forceinline__ void run() {
+            PieceQueue queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
+            std::uint32_t phase = 0;
+            for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
+                send_piece(piece, phase);
+            }
+            barrier_wait(&shared.keys_empty, phase ^ 1);
             if (elect_one()) {
                 shared.item.head = -1;
                 barrier_arrive(&shared.keys_full);
@@ -362,24 +371,29 @@ struct KeyPass {
             }
         }
 
-        /// Writes dK and dV.
+        /// Writes dK and dV, or a piece's part of them.
         __device__ __forceinline__ void finish() {
             const ItemNote item = shared.item;
             if constexpr (split_keys) {
-                warp_release(&shared.keys_empty, lane());
-                const int first = group() * 64;
-                const int valid = item.keys - item.begin - first;
-                store_rows<D / 2>(args.dk, dkey, args.scale, item.token + first, item.head, 0, valid, thread());
-                store_rows<D / 2>(args.dv, dvalue, 1, item.token + first, item.head, 0, valid, thread());
+                barrier_arrive(&shared.keys_empty);
+                write(item, 0, group(), dkey);
+                write(item, 1, group(), dvalue);
+            } else if (group() == 0) {
+                exchange(dkey, dvalue);
+                write(item, 1, 0, dvalue);
             } else {
-                const int valid = item.keys - item.begin;
-                if (group() == 0) {
-                    exchange(dkey, dvalue);
-                    store_rows<D / 2>(args.dv, dvalue, 1, item.token, item.head, 0, valid, thread());
-                } else {
-                    exchange(dvalue, dkey);
-                    store_rows<D / 2>(args.dk, dkey, args.scale, item.token, item.head, 0, valid, thread());
-                }
+                exchange(dvalue, dkey);
+                write(item, 0, 0, dkey);
+            }
+        }
+        /// Writes the sums of 64 keys, the part-th of the block, to dK (matrix 0) or dV (1) or to partial sums.
+        __device__ __forceinline__ void write(const ItemNote& item, int matrix, int part, const float (&sums)[D / 2]) {
+            if (item.slot >= 0) {
+                const std::int64_t at = (static_cast<std::int64_t>(item.slot) * 2 + matrix) * (B / 64) + part;
+                write_fragments<D / 2>(args.plan.partials + at * 64 * D, sums, thread());
+            } else {
+                store_rows<D / 2>(matrix == 0 ? args.dk : args.dv, sums, matrix == 0 ? args.scale : 1.0f,
+                                  item.token + part * 64, item.head, 0, item.keys - item.begin - part * 64, thread());
             }
         }
         /// Gives one sum to the other warpgroup and adds what that one gives to the other sum, through the memory of K
@@ -395,7 +409,7 @@ struct KeyPass {
                 add_fragments<D / 4>(kept + round * (D / 4), memory + (1 - group()) * floats, thread());
             }
             fence_async_shared();
-            warp_release(&shared.keys_empty, lane());
+            barrier_arrive(&shared.keys_empty);
         }
     };
 };
@@ -409,7 +423,7 @@ __global__ void __launch_bounds__(384, 1)
     if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
     if (threadIdx.x == 0) {
         barrier_init(&shared.keys_full, 1);
-        barrier_init(&shared.keys_empty, 8);
+        barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
         for (int stage = 0; stage < Pass::stages; ++stage) {
             barrier_init(&shared.full[stage], 1);
             barrier_init(&shared.empty[stage], Pass::readers);

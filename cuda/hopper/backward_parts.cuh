@@ -43,22 +43,25 @@ class ListReader {
     std::int32_t chunk_ = 0, ahead_;
 };
 
-/// Hands out work items to a producer warp, one ahead of its use.
-class ItemQueue {
+/// Hands out pieces to a producer warp; their numbers are drawn one ahead of use.
+class PieceQueue {
   public:
-    __device__ __forceinline__ ItemQueue(int* counter, int items, int lane)
-        : counter_(counter), items_(items), lane_(lane), ahead_(fetch()) {}
-    /// The next item, or a number >= items when all are taken.
-    __device__ __forceinline__ int take() {
-        const int item = __shfl_sync(0xffffffffu, ahead_, 0);
-        if (item < items_) ahead_ = fetch();
-        return item;
+    __device__ __forceinline__ PieceQueue(int* counter, const Piece* pieces, int count, int lane)
+        : counter_(counter), pieces_(pieces), count_(count), lane_(lane), ahead_(fetch()) {}
+    /// The next piece; item < 0 when all are taken.
+    __device__ __forceinline__ Piece take() {
+        const int number = __shfl_sync(0xffffffffu, ahead_, 0);
+        if (number >= count_) return {-1, 0, 0, -1};
+        ahead_ = fetch();
+        const int4 piece = __ldg(reinterpret_cast<const int4*>(pieces_) + number);
+        return {piece.x, piece.y, piece.z, piece.w};
     }
 
   private:
     __device__ __forceinline__ int fetch() const { return lane_ == 0 ? atomicAdd(counter_, 1) : 0; }
     int* counter_;
-    int items_, lane_, ahead_;
+    const Piece* pieces_;
+    int count_, lane_, ahead_;
 };
 
 /// One tile of work of a stage, written by the producer before the stage's barrier.
@@ -76,7 +79,8 @@ struct ItemNote {
     int begin;  // the same in its sequence
     int tile;   // first query tile over all heads (query pass)
     int queries, keys;
-    int unused[2];
+    int slot;  // of partial sums; -1: results are written
+    int unused;
 };
 
 /// Loads `Bytes` in a row from global to shared memory, both 16-byte aligned, and reports them to `barrier`.

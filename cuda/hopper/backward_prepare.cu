@@ -1,5 +1,5 @@
 /// \file
-/// Before and after the passes: what the queries need, and dQ from its sums.
+/// Before and after the passes: what the queries need, dK and dV from their parts, dQ from its sums.
 
 #include <cuda_bf16.h>
 
@@ -69,7 +69,6 @@ __global__ void __launch_bounds__(256) prepare_kernel(const BackwardArgs args, c
         float4* sums = reinterpret_cast<float4*>(args.dq_sums + number * query_tile * D);
         for (int i = threadIdx.x; i < query_tile * D / 4; i += 256) sums[i] = make_float4(0, 0, 0, 0);
     }
-    if (tile == 0 && head == 0 && threadIdx.x < 2) args.next_item[threadIdx.x] = 0;
 }
 
 /// One block of 128 threads per (tile, head): the threads of the warpgroups that wrote the sums.
@@ -96,10 +95,56 @@ __global__ void __launch_bounds__(128) finish_kernel(const BackwardArgs args) {
     }
 }
 
+/// One block of 128 threads per (cut item, dK or dV, 64 keys).
+template <int D>
+__global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
+    if (static_cast<int>(blockIdx.x) >= args.plan.count[2]) return;
+    const Merge merge = args.plan.merges[blockIdx.x];
+    const int matrix = blockIdx.y, part = blockIdx.z, lane = threadIdx.x % 32;
+    const int head = merge.item / args.layout.key_blocks, block = merge.item % args.layout.key_blocks;
+    const int sequence = args.layout.key_block_sequence[block];
+    const int row = part * 64 + threadIdx.x / 32 * 16 + lane / 4;
+    const std::int64_t token = args.batch.key_offsets[sequence] + row +
+                               (block - args.layout.key_block_begin[sequence]) * std::int64_t{args.layout.block};
+    const std::int64_t end = args.batch.key_offsets[sequence + 1];
+    const Heads& array = matrix == 0 ? args.dk : args.dv;
+    const float scale = matrix == 0 ? args.scale : 1.0f;
+    auto* out = static_cast<__nv_bfloat16*>(array.data) + head * array.head_stride + token * array.token_stride +
+                lane % 4 * 2;
+    const std::int64_t pitch = std::int64_t{2} * gridDim.z * (64 * D / 4);  // from slot to slot
+    const float4* partials = reinterpret_cast<const float4*>(args.plan.partials) + merge.slot * pitch +
+                             (static_cast<std::int64_t>(matrix) * gridDim.z + part) * (64 * D / 4) + threadIdx.x;
+    for (int f = 0; f < D / 8; ++f) {
+        float4 sum = partials[f * 128];
+        for (int piece = 1; piece < merge.pieces; ++piece) {
+            const float4 other = partials[piece * pitch + f * 128];
+            sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
+        }
+        if (token < end) {
+            *reinterpret_cast<__nv_bfloat162*>(out + 8 * f) = __floats2bfloat162_rn(sum.x * scale, sum.y * scale);
+        }
+        if (token + 8 < end) {
+            *reinterpret_cast<__nv_bfloat162*>(out + 8 * array.token_stride + 8 * f) =
+                __floats2bfloat162_rn(sum.z * scale, sum.w * scale);
+        }
+    }
+}
+
 }  // namespace
 
+cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params, int processors) {
+    const dim3 grid(static_cast<unsigned>(Plan::most_merges(processors)), 2,
+                    static_cast<unsigned>(args.layout.block / 64));
+    if (params.head_dim == 64) {
+        merge_kernel<64><<<grid, 128, 0, params.stream>>>(args);
+    } else {
+        merge_kernel<128><<<grid, 128, 0, params.stream>>>(args);
+    }
+    return cudaGetLastError();
+}
+
 cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params) {
-    if (args.tiles == 0) return cudaMemsetAsync(args.next_item, 0, 2 * sizeof(int), params.stream);
+    if (args.tiles == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
     if (params.head_dim == 64) {
         prepare_kernel<64><<<grid, 256, 0, params.stream>>>(args, params.out, params.dout, params.lse);

@@ -76,14 +76,16 @@ struct QueryPass {
         }
 
         /// One item: Q and dO, then the key blocks that its row visits.
-        __device__ __forceinline__ void send_item(int head, int row) {
+        __device__ __forceinline__ void send_item(int item, std::uint32_t phase) {
+            const int head = item / args.layout.rows, row = item % args.layout.rows;
             const int sequence = args.layout.row_sequence[row];
             const SequenceSpan span(args.batch, sequence);
             const int i0 = (row - args.layout.row_begin[sequence]) * B;
             const int i1 = min(i0 + B, span.queries);
+            barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
-                shared.item = {head,        span.query_begin + i0, i0, head * args.tiles + row * (B / query_tile),
-                               span.queries, span.keys,            {}};
+                const int tile = head * args.tiles + row * (B / query_tile);
+                shared.item = {head, span.query_begin + i0, i0, tile, span.queries, span.keys, -1, 0};
                 barrier_expect(&shared.queries_full, 2 * block_bytes);
                 load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
                 load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
@@ -104,15 +106,12 @@ struct QueryPass {
         }
 
         __device__ __forceinline__ void run() {
-            const int items = args.query_heads * args.layout.rows;
-            ItemQueue queue(args.next_item + 1, items, lane);
-            for (std::uint32_t phase = 0;; phase ^= 1) {
-                const int item = queue.take();
-                barrier_wait(&shared.queries_empty, phase ^ 1);
-                if (item >= items) break;
-                // The last rows of a causal sequence have the longest lists.
-                send_item(item % args.query_heads, args.layout.rows - 1 - item / args.query_heads);
+            PieceQueue queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
+            std::uint32_t phase = 0;
+            for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
+                send_item(piece.item, phase);
             }
+            barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
                 shared.item.head = -1;
                 barrier_arrive(&shared.queries_full);
@@ -270,7 +269,7 @@ struct QueryPass {
             const ItemNote item = shared.item;
             const int valid = item.queries - item.begin - first_query();
             if constexpr (split_queries) {
-                warp_release(&shared.queries_empty, lane());
+                barrier_arrive(&shared.queries_empty);
                 store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, valid,
                                   thread());
             } else if (group() == 0) {
@@ -291,7 +290,7 @@ struct QueryPass {
             named_sync(1, 256);
             add_fragments<D / 4>(kept, memory + (1 - group()) * floats, thread());
             fence_async_shared();
-            warp_release(&shared.queries_empty, lane());
+            barrier_arrive(&shared.queries_empty);
         }
     };
 };
@@ -305,7 +304,7 @@ __global__ void __launch_bounds__(384, 1)
     if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
     if (threadIdx.x == 0) {
         barrier_init(&shared.queries_full, 1);
-        barrier_init(&shared.queries_empty, 8);
+        barrier_init(&shared.queries_empty, 256);  // every reader of the item's note
         for (int stage = 0; stage < Pass::key_stages; ++stage) {
             barrier_init(&shared.key_full[stage], 1);
             barrier_init(&shared.key_empty[stage], Pass::readers);

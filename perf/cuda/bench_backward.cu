@@ -22,10 +22,25 @@ void require(const Status& status) {
     std::exit(1);
 }
 
-void bench(const Shape& shape, const std::vector<double>& densities) {
+/// Adds key block 0 to every list, as most selections do: its column is far longer than the others.
+void add_sink(HostProblem& p) {
+    std::vector<std::int32_t> columns;
+    std::vector<std::int64_t> offsets{0};
+    for (std::size_t entry = 0; entry + 1 < p.offsets.size(); ++entry) {
+        const auto begin = p.columns.begin() + p.offsets[entry], end = p.columns.begin() + p.offsets[entry + 1];
+        if (begin == end || *begin != 0) columns.push_back(0);
+        columns.insert(columns.end(), begin, end);
+        offsets.push_back(static_cast<std::int64_t>(columns.size()));
+    }
+    p.columns = columns;
+    p.offsets = offsets;
+}
+
+void bench(const Shape& shape, const std::vector<double>& densities, bool sink = false) {
     double dense_ms = 0, dense_work = 0;
     for (const double density : densities) {
-        const HostProblem p = build(shape, density);
+        HostProblem p = build(shape, density);
+        if (sink) add_sink(p);
         double ms[2];  // any order, fixed order
         for (const bool deterministic : {false, true}) {
             BackwardProblem problem(p, false, 0, 7, deterministic);
@@ -37,8 +52,8 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
         const double flop = kept_pairs(p) * 10 * p.head_dim;
         if (density >= 1) dense_ms = std::min(ms[0], ms[1]), dense_work = flop;
         const double kept = dense_work > 0 ? flop / dense_work : density;
-        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s density %.3f", shape.length, shape.query_heads,
-                    shape.key_heads, shape.head_dim, shape.block, shape.causal ? "causal" : "full  ", kept);
+        std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f", shape.length, shape.query_heads,
+                    shape.key_heads, shape.head_dim, shape.block, shape.causal ? "causal" : "full  ", sink ? " sink" : "", kept);
         for (const bool deterministic : {false, true}) {
             const double eff = dense_work > 0 ? kept * dense_ms / ms[deterministic] : 0;
             std::printf("  %s %8.3f ms %4.0f TFLOP/s eff %.2f", deterministic ? "fixed" : "any",
@@ -46,10 +61,10 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
             if (json != nullptr) {
                 std::fprintf(json,
                              "{\"what\": \"backward\", \"n\": %d, \"query_heads\": %d, \"key_heads\": %d, \"head_dim\": "
-                             "%d, \"block\": %d, \"causal\": %d, \"density\": %.4f, \"deterministic\": %d, \"ms\": "
+                             "%d, \"block\": %d, \"causal\": %d, \"sink\": %d, \"density\": %.4f, \"deterministic\": %d, \"ms\": "
                              "%.4f, \"tflops\": %.1f, \"eff\": %.3f}\n",
                              shape.length, shape.query_heads, shape.key_heads, shape.head_dim, shape.block,
-                             shape.causal, kept, deterministic, ms[deterministic], 1e-9 * flop / ms[deterministic],
+                             shape.causal, sink, kept, deterministic, ms[deterministic], 1e-9 * flop / ms[deterministic],
                              eff);
             }
         }
@@ -93,6 +108,7 @@ int main(int argc, char** argv) {
             }
         }
     }
+    bench({16384, 16, 4, 128, 128, true, false}, few, true);
     bench({16384, 16, 4, 64, 128, false, false}, few);
     bench({16384, 16, 4, 64, 64, false, false}, few);
     if (all) {

@@ -1,0 +1,156 @@
+/// \file
+/// The order of work of the backward passes, made on the device from the lengths of the lists.
+
+#include "cuda/hopper/backward_args.hpp"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+constexpr int threads = 1024;
+constexpr int classes = 8;           // of piece lengths
+constexpr int sums = classes + 2;    // pieces of each class, slots, merges
+constexpr int shortest_cut = 2048;   // tokens of queries; shorter items are not worth merging
+
+/// Lengths of the items of the key pass, in list entries.
+struct KeyItems {
+    const BackwardArgs& args;
+    __device__ int count() const { return args.key_heads * args.layout.key_blocks; }
+    __device__ int length(int item) const {
+        const int blocks = args.layout.key_blocks, group = args.query_heads / args.key_heads;
+        const int head = item / blocks * group, block = item % blocks;
+        std::int64_t total = 0;
+        for (int member = 0; member < group; ++member) {
+            const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[head + member]) * blocks + block;
+            total += args.transposed.offsets[list + 1] - args.transposed.offsets[list];
+        }
+        return static_cast<int>(total);
+    }
+};
+/// The same of the query pass.
+struct QueryItems {
+    const BackwardArgs& args;
+    __device__ int count() const { return args.query_heads * args.layout.rows; }
+    __device__ int length(int item) const {
+        const int rows = args.layout.rows;
+        const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[item / rows]) * rows + item % rows;
+        return static_cast<int>(args.layout.offsets[list + 1] - args.layout.offsets[list]);
+    }
+};
+
+struct Shared {
+    unsigned long long total;
+    int longest;
+    int counts[sums][threads];
+    int totals[sums];
+};
+
+/// Total and largest length, in all threads.
+template <class Items>
+__device__ void measure(const Items& items, Shared& shared, std::int64_t& total, int& longest) {
+    if (threadIdx.x == 0) shared.total = 0, shared.longest = 0;
+    __syncthreads();
+    std::int64_t my_total = 0;
+    int my_longest = 0;
+    for (int item = threadIdx.x; item < items.count(); item += threads) {
+        const int length = items.length(item);
+        my_total += length;
+        my_longest = max(my_longest, length);
+    }
+    atomicAdd(&shared.total, static_cast<unsigned long long>(my_total));
+    atomicMax(&shared.longest, my_longest);
+    __syncthreads();
+    total = static_cast<std::int64_t>(shared.total);
+    longest = shared.longest;
+}
+
+/// Turns the counts of all threads into sums over the threads before, and leaves the totals. One warp a row.
+__device__ void scan(Shared& shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp < sums) {
+        int before = 0;
+        for (int begin = 0; begin < threads; begin += 32) {
+            const int own = shared.counts[warp][begin + lane];
+            int upto = own;
+            for (int distance = 1; distance < 32; distance *= 2) {
+                const int other = __shfl_up_sync(0xffffffffu, upto, distance);
+                if (lane >= distance) upto += other;
+            }
+            shared.counts[warp][begin + lane] = before + upto - own;
+            before += __shfl_sync(0xffffffffu, upto, 31);
+        }
+        if (lane == 0) shared.totals[warp] = before;
+    }
+    __syncthreads();
+}
+
+/// Cuts items longer than `limit` and sorts the pieces by class of length, longest first, otherwise in order.
+template <class Items>
+__device__ void plan_pieces(const Items& items, Shared& shared, int limit, Piece* pieces, Merge* merges, int* count,
+                            int* merge_count) {
+    auto& counts = shared.counts;
+    const int thread = threadIdx.x, all = items.count();
+    const int share = (all + threads - 1) / threads;
+    const int begin = min(all, thread * share), end = min(all, begin + share);
+    const auto parts_of = [&](int length) { return max(1, (length + limit - 1) / limit); };
+    const auto class_of = [&](int length, int parts) {
+        const std::int64_t part = (length + parts - 1) / parts;
+        return max(0, classes - 1 - static_cast<int>(part * classes / limit));
+    };
+    for (int row = 0; row < sums; ++row) counts[row][thread] = 0;
+    for (int item = begin; item < end; ++item) {
+        const int length = items.length(item), parts = parts_of(length);
+        counts[class_of(length, parts)][thread] += parts;
+        if (parts > 1) counts[classes][thread] += parts, ++counts[classes + 1][thread];
+    }
+    __syncthreads();
+    scan(shared);
+    int before = 0;
+    for (int row = 0; row < classes; ++row) {
+        counts[row][thread] += before;
+        before += shared.totals[row];
+    }
+    if (thread == 0) {
+        *count = before;
+        if (merge_count != nullptr) *merge_count = shared.totals[classes + 1];
+    }
+    for (int item = begin; item < end; ++item) {
+        const int length = items.length(item), parts = parts_of(length);
+        int& at = counts[class_of(length, parts)][thread];
+        int& slot = counts[classes][thread];
+        if (parts > 1) merges[counts[classes + 1][thread]++] = {item, slot, parts, 0};
+        for (int part = 0; part < parts; ++part) {
+            const int first = static_cast<int>(static_cast<std::int64_t>(length) * part / parts);
+            const int last = static_cast<int>(static_cast<std::int64_t>(length) * (part + 1) / parts);
+            pieces[at++] = {item, first, last - first, parts > 1 ? slot++ : -1};
+        }
+    }
+}
+
+/// Block 0 plans the key pass, block 1 the query pass.
+__global__ void __launch_bounds__(threads, 1) plan_kernel(const BackwardArgs args, int processors) {
+    __shared__ Shared shared;
+    if (threadIdx.x == 0) args.plan.next[blockIdx.x] = 0;
+    std::int64_t total;
+    int longest;
+    if (blockIdx.x == 0) {
+        const KeyItems items{args};
+        measure(items, shared, total, longest);
+        // at least 2/3 of a multiprocessor's share, rounded up: see Plan::slots
+        const std::int64_t share = (2 * total + 3 * processors - 1) / (3 * processors);
+        const int limit = static_cast<int>(max(share, static_cast<std::int64_t>(shortest_cut / args.layout.block)));
+        plan_pieces(items, shared, limit, args.plan.key_pieces, args.plan.merges, args.plan.count, args.plan.count + 2);
+    } else {
+        const QueryItems items{args};
+        measure(items, shared, total, longest);
+        plan_pieces(items, shared, max(longest, 1), args.plan.query_pieces, nullptr, args.plan.count + 1, nullptr);
+    }
+}
+
+}  // namespace
+
+cudaError_t launch_plan(const BackwardArgs& args, int processors, cudaStream_t stream) {
+    plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, 0, stream>>>(args, processors);
+    return cudaGetLastError();
+}
+
+}  // namespace sparseattn::cuda::hopper
