@@ -51,8 +51,7 @@ struct Parts {
 cudaError_t count_processors(int& processors) {
     int device = 0;
     const cudaError_t error = cudaGetDevice(&device);
-    return error != cudaSuccess ? error
-                                : cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    return error != cudaSuccess ? error : cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
 }
 
 }  // namespace

@@ -26,8 +26,8 @@ struct Merge {
 /// Which pieces there are and in which order they are started: long ones first (in classes of length, within a class
 /// in order of heads, so that neighbours share what they read). Made on the device, the same in every run.
 struct Plan {
-    int* next;     // [2] pieces taken so far by the key pass and the query pass
-    int* count;    // [3] pieces of the key pass, of the query pass, merges
+    int* next;   // [2] pieces taken so far by the key pass and the query pass
+    int* count;  // [3] pieces of the key pass, of the query pass, merges
     Piece* key_pieces;
     Piece* query_pieces;  // or null
     Merge* merges;
@@ -41,14 +41,14 @@ struct Plan {
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
-    int tiles;           // of one head: layout.rows * block / 64
-    float scale;         // of query . key
-    float scale_log2;    // scale * log2(e)
+    int tiles;         // of one head: layout.rows * block / 64
+    float scale;       // of query . key
+    float scale_log2;  // scale * log2(e)
     Batch batch;
     Layout layout;
     Transposed transposed;
-    float* row_values;   // [Hq * tiles][2][64]: lse * log2(e) (+inf: the row takes no part), then delta
-    float* dq_sums;      // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
+    float* row_values;  // [Hq * tiles][2][64]: lse * log2(e) (+inf: the row takes no part), then delta
+    float* dq_sums;     // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
     Plan plan;
     Heads dq, dk, dv;
 };

@@ -2,13 +2,13 @@
 /// \file
 /// The key pass: dK and dV of one key block at a time, from the transposed lists. Device code for sm_90a only.
 ///
-/// A persistent block of one producer warp and two consumer warpgroups takes pieces of items (key head, key block). It keeps K
-/// and V of the block in shared memory and dK and dV in registers while tiles of 64 queries (Q, dO, lse, delta) stream
-/// through a ring, over all query heads of the group and all rows of their lists, in ascending order. Scores are formed
-/// transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV += P^T dO, dK += dS^T Q.
-/// Blocks of 128: each warpgroup has 64 of the keys and both see every tile. Blocks of 64: both have all keys and take
-/// tiles in turn; their sums are added at the end.
-/// With dq_sums, dS^T also goes through shared memory into dQ = dS K, added to global memory as it comes.
+/// A persistent block of one producer warp and two consumer warpgroups takes pieces of items (key head, key block). It
+/// keeps K and V of the block in shared memory and dK and dV in registers while tiles of 64 queries (Q, dO, lse, delta)
+/// stream through a ring, over all query heads of the group and all rows of their lists, in ascending order. Scores are
+/// formed transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV += P^T dO, dK +=
+/// dS^T Q. Blocks of 128: each warpgroup has 64 of the keys and both see every tile. Blocks of 64: both have all keys
+/// and take tiles in turn; their sums are added at the end. With dq_sums, dS^T also goes through shared memory into dQ
+/// = dS K, added to global memory as it comes.
 
 #include "cuda/hopper/backward_parts.cuh"
 
@@ -23,7 +23,7 @@ struct KeyPass {
     static constexpr int key_panel = B * swizzle_row;
     static constexpr int query_panel = query_tile * swizzle_row;
     static constexpr int score_bytes = WithQueries ? B * swizzle_row : 16;
-    static constexpr bool split_keys = B == 128;  // between the warpgroups; otherwise they split the tiles
+    static constexpr bool split_keys = B == 128;        // between the warpgroups; otherwise they split the tiles
     static constexpr int readers = split_keys ? 8 : 4;  // warps that use a tile
     static constexpr int tile_step = split_keys ? 1 : 2;
     // dQ: channels of one product; warpgroups that share tiles take a part each.
@@ -180,8 +180,8 @@ struct KeyPass {
             product_commit();
         }
 
-        /// Sets scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible, and those
-        /// from `tail` on that are not before low (TokenRule, solved for the query).
+        /// Sets scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible, and
+        /// those from `tail` on that are not before low (TokenRule, solved for the query).
         __device__ __forceinline__ void mask() {
             const TileNote note = shared.notes[ring.stage];
             const Window window = args.layout.windows[note.head];
@@ -190,12 +190,12 @@ struct KeyPass {
             const int tail = shared.item.queries - window.dense_tail - first;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int j = shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
+                const int j =
+                    shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
                 const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
                 const int low = args.layout.causal ? equal : (j < shared.item.keys ? -far : far);
-                const int high = window.local == Window::everything || j < window.sink
-                                     ? far
-                                     : equal + min(window.local, far);
+                const int high =
+                    window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
 #pragma unroll
                 for (int i = 0; i < 32; i += 4) {
 #pragma unroll
@@ -219,7 +219,8 @@ struct KeyPass {
                 score[i + 3] = exp2_fast(score[i + 3] * args.scale_log2 - l.y);
             }
         }
-        /// dS^T = P^T (dP^T - delta), packed. P is the rounded one that dV sums: its unrounded registers are free by now.
+        /// dS^T = P^T (dP^T - delta), packed. P is the rounded one that dV sums: its unrounded registers are free by
+        /// now.
         __device__ __forceinline__ void differentiate() {
             const float* delta = shared.values[ring.stage] + query_tile + lane() % 4 * 2;
 #pragma unroll
@@ -228,16 +229,17 @@ struct KeyPass {
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     const std::uint32_t p = packed_score[i / 2 + half];
-                    packed_dscore[i / 2 + half] =
-                        pack_bf16(unpack_low(p) * (dscore[i + 2 * half] - l.x),
-                                  unpack_high(p) * (dscore[i + 2 * half + 1] - l.y));
+                    packed_dscore[i / 2 + half] = pack_bf16(unpack_low(p) * (dscore[i + 2 * half] - l.x),
+                                                            unpack_high(p) * (dscore[i + 2 * half + 1] - l.y));
                 }
             }
         }
 
-        /// Where dS^T of a tile lies. Warpgroups that share tiles have two buffers in turn: whoever passes the barrier of
-        /// a tile has finished reading the tile before.
-        __device__ __forceinline__ unsigned char* score_buffer() const { return shared.score[split_keys ? turn : group()]; }
+        /// Where dS^T of a tile lies. Warpgroups that share tiles have two buffers in turn: whoever passes the barrier
+        /// of a tile has finished reading the tile before.
+        __device__ __forceinline__ unsigned char* score_buffer() const {
+            return shared.score[split_keys ? turn : group()];
+        }
         /// dS^T to shared memory in rows of keys.
         __device__ __forceinline__ void publish_dscores() {
             turn ^= 1;
@@ -267,8 +269,8 @@ struct KeyPass {
             product_fence();
 #pragma unroll
             for (int step = 0; step < B / 16; ++step) {
-                product<true, true>(dquery(), advance(a, step * 2 * swizzle_atom),
-                                    advance(b, step * 2 * swizzle_atom), step > 0);
+                product<true, true>(dquery(), advance(a, step * 2 * swizzle_atom), advance(b, step * 2 * swizzle_atom),
+                                    step > 0);
             }
             product_commit();
         }

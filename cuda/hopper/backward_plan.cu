@@ -7,9 +7,9 @@ namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr int threads = 1024;
-constexpr int classes = 32;          // of piece lengths
-constexpr int sums = classes + 2;    // pieces of each class, slots, merges
-constexpr int shortest_cut = 2048;   // tokens of queries; shorter items are not worth merging
+constexpr int classes = 32;         // of piece lengths
+constexpr int sums = classes + 2;   // pieces of each class, slots, merges
+constexpr int shortest_cut = 2048;  // tokens of queries; shorter items are not worth merging
 
 /// Lengths of the items of the key pass, in list entries.
 struct KeyItems {
@@ -64,7 +64,8 @@ __device__ void measure(const Items& items, Shared& shared, std::int64_t& total,
     longest = shared.longest;
 }
 
-/// Turns the counts of all threads into sums over the threads before, and leaves the totals. Rows are shared out to warps.
+/// Turns the counts of all threads into sums over the threads before, and leaves the totals. Rows are shared out to
+/// warps.
 __device__ void scan(Shared& shared) {
     const int lane = threadIdx.x % 32;
     for (int row = threadIdx.x / 32; row < sums; row += threads / 32) {

@@ -34,8 +34,8 @@ __device__ __forceinline__ float product_of_pairs(std::uint32_t a, std::uint32_t
 
 /// One block of 256 threads per (tile, head); D / 8 threads share a query.
 template <int D>
-__global__ void __launch_bounds__(256) prepare_kernel(const BackwardArgs args, const Heads out, const Heads dout,
-                                                      const Rows lse) {
+__global__ void __launch_bounds__(256)
+    prepare_kernel(const BackwardArgs args, const Heads out, const Heads dout, const Rows lse) {
     constexpr int sharers = D / 8;
     const int tile = blockIdx.x, head = blockIdx.y, part = threadIdx.x % sharers;
     const TileSpan span(args, tile);
@@ -48,7 +48,8 @@ __global__ void __launch_bounds__(256) prepare_kernel(const BackwardArgs args, c
             const std::int64_t token = span.token + query;
             const auto piece = [&](const Heads& array) {
                 return *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(array.data) +
-                                                       token * array.token_stride + head * array.head_stride + part * 8);
+                                                       token * array.token_stride + head * array.head_stride +
+                                                       part * 8);
             };
             const uint4 a = piece(out), b = piece(dout);
             delta = product_of_pairs(a.x, b.x) + product_of_pairs(a.y, b.y) + product_of_pairs(a.z, b.z) +
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
     const std::int64_t end = args.batch.key_offsets[sequence + 1];
     const Heads& array = matrix == 0 ? args.dk : args.dv;
     const float scale = matrix == 0 ? args.scale : 1.0f;
-    auto* out = static_cast<__nv_bfloat16*>(array.data) + head * array.head_stride + token * array.token_stride +
-                lane % 4 * 2;
+    auto* out =
+        static_cast<__nv_bfloat16*>(array.data) + head * array.head_stride + token * array.token_stride + lane % 4 * 2;
     const std::int64_t pitch = std::int64_t{2} * gridDim.z * (64 * D / 4);  // from slot to slot
     const float4* partials = reinterpret_cast<const float4*>(args.plan.partials) + merge.slot * pitch +
                              (static_cast<std::int64_t>(matrix) * gridDim.z + part) * (64 * D / 4) + threadIdx.x;

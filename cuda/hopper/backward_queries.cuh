@@ -227,7 +227,8 @@ struct QueryPass {
             pin(dquery);
             const ItemNote item = shared.item;
             const float* values_of_row =
-                args.row_values + (static_cast<std::int64_t>(item.tile) + (split_queries ? group() : 0)) * 2 * query_tile;
+                args.row_values +
+                (static_cast<std::int64_t>(item.tile) + (split_queries ? group() : 0)) * 2 * query_tile;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 lse[half] = values_of_row[row() + 8 * half];

@@ -1,9 +1,9 @@
 /// \file
-/// Times the CUDA backward kernels over lengths and densities, beside a large bf16 matrix product and a copy in the same
-/// run. Work is 10 d per kept (query, key) pair and head: whole blocks count whole, the diagonal block of a causal row
-/// half. eff = density x dense time / sparse time, dense being the faster of the two modes, density = work / work of the
-/// dense call. Times are those of the whole call: preparation, passes, conversion.
-/// Usage: bench_backward [--json FILE] [--seconds S per case] [--quick | --all]
+/// Times the CUDA backward kernels over lengths and densities, beside a large bf16 matrix product and a copy in the
+/// same run. Work is 10 d per kept (query, key) pair and head: whole blocks count whole, the diagonal block of a causal
+/// row half. eff = density x dense time / sparse time, dense being the faster of the two modes, density = work / work
+/// of the dense call. Times are those of the whole call: preparation, passes, conversion. Usage: bench_backward [--json
+/// FILE] [--seconds S per case] [--quick | --all]
 
 #include "perf/cuda/bench.cuh"
 #include "tests/cuda/problem_backward.cuh"
@@ -53,19 +53,21 @@ void bench(const Shape& shape, const std::vector<double>& densities, bool sink =
         if (density >= 1) dense_ms = std::min(ms[0], ms[1]), dense_work = flop;
         const double kept = dense_work > 0 ? flop / dense_work : density;
         std::printf("n %6d Hq %2d Hkv %2d d %3d block %3d %s%s density %.3f", shape.length, shape.query_heads,
-                    shape.key_heads, shape.head_dim, shape.block, shape.causal ? "causal" : "full  ", sink ? " sink" : "", kept);
+                    shape.key_heads, shape.head_dim, shape.block, shape.causal ? "causal" : "full  ",
+                    sink ? " sink" : "", kept);
         for (const bool deterministic : {false, true}) {
             const double eff = dense_work > 0 ? kept * dense_ms / ms[deterministic] : 0;
-            std::printf("  %s %8.3f ms %4.0f TFLOP/s eff %.2f", deterministic ? "fixed" : "any",
-                        ms[deterministic], 1e-9 * flop / ms[deterministic], eff);
+            std::printf("  %s %8.3f ms %4.0f TFLOP/s eff %.2f", deterministic ? "fixed" : "any", ms[deterministic],
+                        1e-9 * flop / ms[deterministic], eff);
             if (json != nullptr) {
-                std::fprintf(json,
-                             "{\"what\": \"backward\", \"n\": %d, \"query_heads\": %d, \"key_heads\": %d, \"head_dim\": "
-                             "%d, \"block\": %d, \"causal\": %d, \"sink\": %d, \"density\": %.4f, \"deterministic\": %d, \"ms\": "
-                             "%.4f, \"tflops\": %.1f, \"eff\": %.3f}\n",
-                             shape.length, shape.query_heads, shape.key_heads, shape.head_dim, shape.block,
-                             shape.causal, sink, kept, deterministic, ms[deterministic], 1e-9 * flop / ms[deterministic],
-                             eff);
+                std::fprintf(
+                    json,
+                    "{\"what\": \"backward\", \"n\": %d, \"query_heads\": %d, \"key_heads\": %d, \"head_dim\": "
+                    "%d, \"block\": %d, \"causal\": %d, \"sink\": %d, \"density\": %.4f, \"deterministic\": %d, "
+                    "\"ms\": "
+                    "%.4f, \"tflops\": %.1f, \"eff\": %.3f}\n",
+                    shape.length, shape.query_heads, shape.key_heads, shape.head_dim, shape.block, shape.causal, sink,
+                    kept, deterministic, ms[deterministic], 1e-9 * flop / ms[deterministic], eff);
             }
         }
         std::printf("\n");

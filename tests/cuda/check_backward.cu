@@ -94,13 +94,12 @@ bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32
             }
         }
     }
-    const GradientError errors[3] = {
-        compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(), p.query_heads, head_dim, reference.dq,
-                         reference.dq_scale),
-        compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads, head_dim, reference.dk,
-                         reference.dk_scale),
-        compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads, head_dim, reference.dv,
-                         reference.dv_scale)};
+    const GradientError errors[3] = {compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(),
+                                                      p.query_heads, head_dim, reference.dq, reference.dq_scale),
+                                     compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads,
+                                                      head_dim, reference.dk, reference.dk_scale),
+                                     compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads,
+                                                      head_dim, reference.dv, reference.dv_scale)};
     bool ok = same;
     std::string text;
     for (const GradientError& error : errors) {

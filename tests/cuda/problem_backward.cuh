@@ -77,8 +77,8 @@ inline __device__ Pair reference_pair(const BackwardParams& p, const PairPlace& 
     const TokenRule rule{queries, keys, p.layout.causal, p.layout.windows[at.head]};
     const std::int64_t entry = static_cast<std::int64_t>(p.layout.head_list[at.head]) * p.layout.rows +
                                p.layout.row_begin[at.sequence] + at.i / p.layout.block;
-    if (!rule.visible(at.i, at.j) || find(p.layout.columns, p.layout.offsets[entry], p.layout.offsets[entry + 1],
-                                          at.j / p.layout.block) < 0) {
+    if (!rule.visible(at.i, at.j) ||
+        find(p.layout.columns, p.layout.offsets[entry], p.layout.offsets[entry + 1], at.j / p.layout.block) < 0) {
         return {0, 0, 0};
     }
     const int key_head = at.head / (p.query_heads / p.key_heads);
@@ -243,8 +243,9 @@ inline GradientError compare_gradient(const char* name, const std::vector<__nv_b
             error2 += error * error;
             norm2 += reference * reference;
             if (!(error <= bound) && result.first.empty()) {
-                std::snprintf(text, sizeof text, "%s token %zu head %zu channel %zu is %.6g, reference %.6g, bound %.2g",
-                              name, token, i / head_dim, i % head_dim, got, reference, bound);
+                std::snprintf(text, sizeof text,
+                              "%s token %zu head %zu channel %zu is %.6g, reference %.6g, bound %.2g", name, token,
+                              i / head_dim, i % head_dim, got, reference, bound);
                 result.first = text;
             }
         }
@@ -264,13 +265,13 @@ struct BackwardReference {
         Buffer<double> out(rows * p.head_dim), magnitude(rows * p.head_dim), lse(rows), delta(rows), absolute(rows);
         int longest = 1;
         for (std::size_t s = 0; s + 1 < p.key_offsets.size(); ++s) {
-            longest = std::max({longest, p.key_offsets[s + 1] - p.key_offsets[s],
-                                p.query_offsets[s + 1] - p.query_offsets[s]});
+            longest = std::max(
+                {longest, p.key_offsets[s + 1] - p.key_offsets[s], p.query_offsets[s + 1] - p.query_offsets[s]});
         }
         const int bytes = 3 * longest * static_cast<int>(sizeof(double));
-        for (const void* kernel : {reinterpret_cast<const void*>(reference_forward),
-                                   reinterpret_cast<const void*>(reference_dquery),
-                                   reinterpret_cast<const void*>(reference_dkeys)}) {
+        for (const void* kernel :
+             {reinterpret_cast<const void*>(reference_forward), reinterpret_cast<const void*>(reference_dquery),
+              reinterpret_cast<const void*>(reference_dkeys)}) {
             SPARSEATTN_TEST_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
         }
         Buffer<double> a(rows * p.head_dim), b(rows * p.head_dim), c(key_rows * p.head_dim), d(key_rows * p.head_dim),
@@ -309,10 +310,10 @@ struct BackwardReference {
             rounded[i / used * stride + i % used] = __float2bfloat16(static_cast<float>(out[i]));
         }
         for (std::size_t i = 0; i < lse.size(); ++i) rounded_lse[i] = static_cast<float>(lse[i]);
-        SPARSEATTN_TEST_CUDA(cudaMemcpy(problem.forward.out.data(), rounded.data(), rounded.size() * 2,
-                                        cudaMemcpyHostToDevice));
-        SPARSEATTN_TEST_CUDA(cudaMemcpy(problem.forward.lse.data(), rounded_lse.data(), rounded_lse.size() * 4,
-                                        cudaMemcpyHostToDevice));
+        SPARSEATTN_TEST_CUDA(
+            cudaMemcpy(problem.forward.out.data(), rounded.data(), rounded.size() * 2, cudaMemcpyHostToDevice));
+        SPARSEATTN_TEST_CUDA(
+            cudaMemcpy(problem.forward.lse.data(), rounded_lse.data(), rounded_lse.size() * 4, cudaMemcpyHostToDevice));
     }
 };
 
