@@ -47,11 +47,14 @@ struct Parts {
     }
 };
 
-/// Multiprocessors of the current device.
-cudaError_t count_processors(int& processors) {
+cudaError_t look_at(Machine& machine) {
     int device = 0;
-    const cudaError_t error = cudaGetDevice(&device);
-    return error != cudaSuccess ? error : cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&machine.processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&machine.l2_bytes, cudaDevAttrL2CacheSize, device);
+    return error;
 }
 
 }  // namespace
@@ -77,15 +80,16 @@ const char* backward_gap(const BackwardParams& params) {
 }
 
 std::size_t backward_workspace(const BackwardParams& params) {
-    int processors = 0;
-    if (count_processors(processors) != cudaSuccess) return 0;  // the call itself will say so
-    return Parts(params, processors).end;
+    Machine machine{};
+    if (look_at(machine) != cudaSuccess) return 0;  // the call itself will say so
+    return Parts(params, machine.processors).end;
 }
 
 Status backward(const BackwardParams& params) {
-    int processors = 0;
-    cudaError_t error = count_processors(processors);
+    Machine machine{};
+    cudaError_t error = look_at(machine);
     if (error != cudaSuccess) return {error, "device"};
+    const int processors = machine.processors;
 
     const Parts parts(params, processors);
     const bool sums = sums_dq(params);
@@ -111,7 +115,7 @@ Status backward(const BackwardParams& params) {
     args.dk = params.dk;
     args.dv = params.dv;
 
-    error = launch_plan(args, processors, params.stream);
+    error = launch_plan(args, params, machine);
     if (error != cudaSuccess) return {error, "plan kernel"};
     error = launch_prepare(args, params);
     if (error != cudaSuccess) return {error, "prepare kernel"};

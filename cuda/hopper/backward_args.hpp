@@ -23,8 +23,7 @@ struct Piece {
 struct Merge {
     int item, slot, pieces, unused;
 };
-/// Which pieces there are and in which order they are started: long ones first (in classes of length, within a class
-/// in order of heads, so that neighbours share what they read). Made on the device, the same in every run.
+/// Which pieces there are and in which order they are started. Made on the device, the same in every run.
 struct Plan {
     int* next;   // [2] pieces taken so far by the key pass and the query pass
     int* count;  // [3] pieces of the key pass, of the query pass, merges
@@ -63,8 +62,13 @@ struct QueryPassMaps {
     CUtensorMap key, value;   // a block
 };
 
+/// What the host asks the device.
+struct Machine {
+    int processors, l2_bytes;
+};
+
 /// Fills the plan.
-cudaError_t launch_plan(const BackwardArgs& args, int processors, cudaStream_t stream);
+cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, const Machine& machine);
 /// delta, lse to base 2, dq_sums to zero when there are any.
 cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params);
 /// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.

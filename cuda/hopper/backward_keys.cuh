@@ -329,6 +329,10 @@ struct KeyPass {
             pack(score, packed_score);
             pin(packed_score);
             start_dvalue();
+#ifdef SPARSEATTN_CUDA_CHECKED  // the code that tools insert at loads overwrites what a product is writing
+            product_wait<0>();
+            pin(dvalue);
+#endif
             differentiate();
             pin(packed_dscore);
             if constexpr (WithQueries) publish_dscores();

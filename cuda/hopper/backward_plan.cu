@@ -1,20 +1,45 @@
 /// \file
 /// The order of work of the backward passes, made on the device from the lengths of the lists.
 
+#include <algorithm>
+
 #include "cuda/hopper/backward_args.hpp"
 
 namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr int threads = 1024;
-constexpr int classes = 32;         // of piece lengths
-constexpr int sums = classes + 2;   // pieces of each class, slots, merges
 constexpr int shortest_cut = 2048;  // tokens of queries; shorter items are not worth merging
+
+// Pieces are started in the order of their bins: long ones (more than 3/8 of the longest allowed) by length, whatever
+// their head; then short ones by sections of heads that share what they read in the L2 cache, only the last section by
+// length, so that the end is even. Within a bin the order is that of the items.
+constexpr int long_classes = 16, long_bins = 10;
+constexpr int section_bins = 8;  // for all sections but the last
+constexpr int last_bins = 8;
+constexpr int bins = long_bins + section_bins + last_bins;
+constexpr int sums = bins + 2;  // and slots and merges
+
+struct Sections {
+    int heads;  // of the pass
+    int size;   // heads of a section
+
+    __device__ int bin(int head, int part, int limit) const {
+        const int eighths = static_cast<int>(static_cast<std::int64_t>(part) * long_classes / limit);
+        if (eighths > long_classes - 1 - long_bins) return max(0, long_classes - 1 - eighths);
+        const int before_last = (heads - 1) / size;  // sections but the last
+        const int section = head / size;
+        if (section < before_last) return long_bins + section * section_bins / before_last;
+        const int shortness = last_bins - 1 - eighths * last_bins / (long_classes - long_bins);
+        return long_bins + section_bins + max(0, shortness);
+    }
+};
 
 /// Lengths of the items of the key pass, in list entries.
 struct KeyItems {
     const BackwardArgs& args;
     __device__ int count() const { return args.key_heads * args.layout.key_blocks; }
+    __device__ int head(int item) const { return item / args.layout.key_blocks; }
     __device__ int length(int item) const {
         const int blocks = args.layout.key_blocks, group = args.query_heads / args.key_heads;
         const int head = item / blocks * group, block = item % blocks;
@@ -30,6 +55,7 @@ struct KeyItems {
 struct QueryItems {
     const BackwardArgs& args;
     __device__ int count() const { return args.query_heads * args.layout.rows; }
+    __device__ int head(int item) const { return item / args.layout.rows; }
     __device__ int length(int item) const {
         const int rows = args.layout.rows;
         const std::int64_t list =
@@ -85,41 +111,40 @@ __device__ void scan(Shared& shared) {
     __syncthreads();
 }
 
-/// Cuts items longer than `limit` and sorts the pieces by class of length, longest first, otherwise in order.
+/// Cuts items longer than `limit` and sorts the pieces by bin.
 template <class Items>
-__device__ void plan_pieces(const Items& items, Shared& shared, int limit, Piece* pieces, Merge* merges, int* count,
-                            int* merge_count) {
+__device__ void plan_pieces(const Items& items, const Sections& sections, Shared& shared, int limit, Piece* pieces,
+                            Merge* merges, int* count, int* merge_count) {
     auto& counts = shared.counts;
     const int thread = threadIdx.x, all = items.count();
     const int share = (all + threads - 1) / threads;
     const int begin = min(all, thread * share), end = min(all, begin + share);
     const auto parts_of = [&](int length) { return max(1, (length + limit - 1) / limit); };
-    const auto class_of = [&](int length, int parts) {
-        const std::int64_t part = (length + parts - 1) / parts;
-        return max(0, classes - 1 - static_cast<int>(part * classes / limit));
+    const auto bin_of = [&](int item, int length, int parts) {
+        return sections.bin(items.head(item), (length + parts - 1) / parts, limit);
     };
     for (int row = 0; row < sums; ++row) counts[row][thread] = 0;
     for (int item = begin; item < end; ++item) {
         const int length = items.length(item), parts = parts_of(length);
-        counts[class_of(length, parts)][thread] += parts;
-        if (parts > 1) counts[classes][thread] += parts, ++counts[classes + 1][thread];
+        counts[bin_of(item, length, parts)][thread] += parts;
+        if (parts > 1) counts[bins][thread] += parts, ++counts[bins + 1][thread];
     }
     __syncthreads();
     scan(shared);
     int before = 0;
-    for (int row = 0; row < classes; ++row) {
+    for (int row = 0; row < bins; ++row) {
         counts[row][thread] += before;
         before += shared.totals[row];
     }
     if (thread == 0) {
         *count = before;
-        if (merge_count != nullptr) *merge_count = shared.totals[classes + 1];
+        if (merge_count != nullptr) *merge_count = shared.totals[bins + 1];
     }
     for (int item = begin; item < end; ++item) {
         const int length = items.length(item), parts = parts_of(length);
-        int& at = counts[class_of(length, parts)][thread];
-        int& slot = counts[classes][thread];
-        if (parts > 1) merges[counts[classes + 1][thread]++] = {item, slot, parts, 0};
+        int& at = counts[bin_of(item, length, parts)][thread];
+        int& slot = counts[bins][thread];
+        if (parts > 1) merges[counts[bins + 1][thread]++] = {item, slot, parts, 0};
         for (int part = 0; part < parts; ++part) {
             const int first = static_cast<int>(static_cast<std::int64_t>(length) * part / parts);
             const int last = static_cast<int>(static_cast<std::int64_t>(length) * (part + 1) / parts);
@@ -129,33 +154,44 @@ __device__ void plan_pieces(const Items& items, Shared& shared, int limit, Piece
 }
 
 /// Block 0 plans the key pass, block 1 the query pass.
-__global__ void __launch_bounds__(threads, 1) plan_kernel(const BackwardArgs args, int processors) {
+__global__ void __launch_bounds__(threads, 1)
+    plan_kernel(const BackwardArgs args, int processors, Sections key_sections, Sections query_sections) {
     extern __shared__ unsigned char raw[];
     Shared& shared = *reinterpret_cast<Shared*>(raw);
     if (threadIdx.x == 0) args.plan.next[blockIdx.x] = 0;
     std::int64_t total;
     int longest;
+    // 2/3 of a multiprocessor's share, rounded up: see Plan::slots
+    const auto share = [&] { return static_cast<int>((2 * total + 3 * processors - 1) / (3 * processors)); };
     if (blockIdx.x == 0) {
         const KeyItems items{args};
         measure(items, shared, total, longest);
-        // at least 2/3 of a multiprocessor's share, rounded up: see Plan::slots
-        const std::int64_t share = (2 * total + 3 * processors - 1) / (3 * processors);
-        const int limit = static_cast<int>(max(share, static_cast<std::int64_t>(shortest_cut / args.layout.block)));
-        plan_pieces(items, shared, limit, args.plan.key_pieces, args.plan.merges, args.plan.count, args.plan.count + 2);
-    } else {
+        const int limit = max(share(), shortest_cut / args.layout.block);
+        plan_pieces(items, key_sections, shared, limit, args.plan.key_pieces, args.plan.merges, args.plan.count,
+                    args.plan.count + 2);
+    } else {  // nothing is cut
         const QueryItems items{args};
         measure(items, shared, total, longest);
-        plan_pieces(items, shared, max(longest, 1), args.plan.query_pieces, nullptr, args.plan.count + 1, nullptr);
+        plan_pieces(items, query_sections, shared, max(max(longest, share()), 1), args.plan.query_pieces, nullptr,
+                    args.plan.count + 1, nullptr);
     }
 }
 
 }  // namespace
 
-cudaError_t launch_plan(const BackwardArgs& args, int processors, cudaStream_t stream) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
+cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, const Machine& machine) {
+    cudaError_t error = cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
     if (error != cudaSuccess) return error;
-    plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), stream>>>(args, processors);
+    // What the items of a key head read over and over: Q and dO of its group, or K and V.
+    const int group = args.query_heads / args.key_heads;
+    const auto heads_in_cache = [&](double tokens) {
+        const double bytes = 4.0 * params.head_dim * std::max(tokens, 1.0);
+        return static_cast<int>(std::clamp(0.6 * machine.l2_bytes / bytes, 1.0, 1.0 * args.key_heads));
+    };
+    const Sections keys{args.key_heads, heads_in_cache(1.0 * args.batch.queries * group)};
+    const Sections queries{args.query_heads, heads_in_cache(args.batch.keys) * group};
+    plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), params.stream>>>(
+        args, machine.processors, keys, queries);
     return cudaGetLastError();
 }
 

@@ -48,9 +48,6 @@ __device__ __forceinline__ void product_fence() {
 }
 __device__ __forceinline__ void product_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-#ifdef SPARSEATTN_CUDA_CHECKED  // tools that instrument loads save and restore registers that a product is writing
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-#endif
 }
 /// Until at most `Pending` committed groups are unfinished.
 template <int Pending>
