@@ -14,9 +14,9 @@ constexpr int shortest_cut = 2048;  // tokens of queries; shorter items are not 
 // Pieces are started in the order of their bins: long ones (more than 3/8 of the longest allowed) by length, whatever
 // their head; then short ones by sections of heads that share what they read in the L2 cache, only the last section by
 // length, so that the end is even. Within a bin the order is that of the items.
-constexpr int long_classes = 16, long_bins = 10;
+constexpr int long_classes = 32, long_bins = 20;
 constexpr int section_bins = 8;  // for all sections but the last
-constexpr int last_bins = 8;
+constexpr int last_bins = 12;
 constexpr int bins = long_bins + section_bins + last_bins;
 constexpr int sums = bins + 2;  // and slots and merges
 
@@ -25,12 +25,12 @@ struct Sections {
     int size;   // heads of a section
 
     __device__ int bin(int head, int part, int limit) const {
-        const int eighths = static_cast<int>(static_cast<std::int64_t>(part) * long_classes / limit);
-        if (eighths > long_classes - 1 - long_bins) return max(0, long_classes - 1 - eighths);
+        const int grade = static_cast<int>(static_cast<std::int64_t>(part) * long_classes / limit);
+        if (grade > long_classes - 1 - long_bins) return max(0, long_classes - 1 - grade);
         const int before_last = (heads - 1) / size;  // sections but the last
         const int section = head / size;
         if (section < before_last) return long_bins + section * section_bins / before_last;
-        const int shortness = last_bins - 1 - eighths * last_bins / (long_classes - long_bins);
+        const int shortness = last_bins - 1 - grade * last_bins / (long_classes - long_bins);
         return long_bins + section_bins + max(0, shortness);
     }
 };
@@ -188,8 +188,13 @@ cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, 
         const double bytes = 4.0 * params.head_dim * std::max(tokens, 1.0);
         return static_cast<int>(std::clamp(0.6 * machine.l2_bytes / bytes, 1.0, 1.0 * args.key_heads));
     };
-    const Sections keys{args.key_heads, heads_in_cache(1.0 * args.batch.queries * group)};
-    const Sections queries{args.query_heads, heads_in_cache(args.batch.keys) * group};
+    // With few items a multiprocessor, an even end counts for more than the cache: one section.
+    const auto sections = [&](int heads, int blocks, int size) {
+        return Sections{heads, static_cast<double>(heads) * blocks < 6.0 * machine.processors ? heads : size};
+    };
+    const Sections keys =
+        sections(args.key_heads, args.layout.key_blocks, heads_in_cache(1.0 * args.batch.queries * group));
+    const Sections queries = sections(args.query_heads, args.layout.rows, heads_in_cache(args.batch.keys) * group);
     plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), params.stream>>>(
         args, machine.processors, keys, queries);
     return cudaGetLastError();

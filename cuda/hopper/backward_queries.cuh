@@ -85,8 +85,10 @@ struct QueryPass {
             const int i1 = min(i0 + B, span.queries);
             barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
-                const int tile = head * args.tiles + row * (B / query_tile);
-                shared.item = {head, span.query_begin + i0, i0, tile, span.queries, span.keys, -1, 0};
+                shared.item = {head,         span.query_begin + i0,
+                               i0,           head * args.tiles + row * (B / query_tile),
+                               span.queries, span.keys,
+                               -1,           0};
                 barrier_expect(&shared.queries_full, 2 * block_bytes);
                 load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
                 load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
