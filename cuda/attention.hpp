@@ -108,6 +108,9 @@ struct BackwardParams : Problem {
     Rows lse;
     Heads dq, dk, dv;
     bool deterministic = true;  // bit-identical gradients from run to run
+    // Share of the key blocks that the lists visit, a hint for the choice of kernel when not deterministic (at low
+    // density the deterministic one is also the fastest).
+    float density = 1;
 };
 
 /// Outcome of a call. `where` names the step or argument that failed, a string literal.

@@ -17,9 +17,12 @@ bool storable(const Heads& array) {  // in pairs of bf16
            array.head_stride % 2 == 0;
 }
 
-/// Whether dQ is summed by the key pass, in no fixed order. Blocks of 64 with 128 channels: a second pass is faster.
+/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with 128 channels,
+/// and below this density, where the key blocks that share a row of dQ no longer run side by side.
+constexpr float least_density = 0.15f;
 bool sums_dq(const BackwardParams& params) {
-    return !params.deterministic && (params.layout.block == 128 || params.head_dim == 64);
+    return !params.deterministic && params.density >= least_density &&
+           (params.layout.block == 128 || params.head_dim == 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.
