@@ -38,26 +38,43 @@ Schedule make_schedule(const ForwardParams& params, int l2_bytes) {
     return schedule;
 }
 
+template <int HeadDim>
 cudaError_t launch(const ForwardParams& params, const ForwardArgs& args, int grid) {
-    const bool paired = params.layout.block == 128 || args.schedule.heads_per_unit == 2;
-    if (params.head_dim == 64) {
-        if (params.layout.block == 128) return launch_forward<64, 128, true>(args, grid, params.stream);
-        return paired ? launch_forward<64, 64, true>(args, grid, params.stream)
-                      : launch_forward<64, 64, false>(args, grid, params.stream);
+    if (params.layout.block == 128) return launch_forward<HeadDim, 128, true>(args, grid, params.stream);
+    if (args.schedule.heads_per_unit == 2) return launch_forward<HeadDim, 64, true>(args, grid, params.stream);
+    if constexpr (HeadDim <= 128) return launch_forward<HeadDim, 64, false>(args, grid, params.stream);
+    return cudaErrorNotSupported;
+}
+
+cudaError_t launch(const ForwardParams& params, const ForwardArgs& args, int grid) {
+    switch (params.head_dim) {
+        case 32:
+            return launch<32>(params, args, grid);
+        case 64:
+            return launch<64>(params, args, grid);
+        case 96:
+            return launch<96>(params, args, grid);
+        case 128:
+            return launch<128>(params, args, grid);
+        case 256:
+            return launch<256>(params, args, grid);
+        default:
+            return cudaErrorNotSupported;
     }
-    if (params.layout.block == 128) return launch_forward<128, 128, true>(args, grid, params.stream);
-    return paired ? launch_forward<128, 64, true>(args, grid, params.stream)
-                  : launch_forward<128, 64, false>(args, grid, params.stream);
 }
 
 }  // namespace
 
 const char* forward_gap(const ForwardParams& params) {
     if (params.type != Type::bf16) return "type is not bf16";
-    if (params.head_dim != 64 && params.head_dim != 128) return "head dimension is not 64 or 128";
+    const int d = params.head_dim;
+    if (d != 32 && d != 64 && d != 96 && d != 128 && d != 256) return "head dimension is not 32, 64, 96, 128 or 256";
     if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
     if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
         return "query heads are not a multiple of key heads";
+    }
+    if (d == 256 && params.layout.block == 64 && !foldable(params)) {
+        return "head dimension 256 with blocks of 64 needs pairs of heads that share a list";
     }
     if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
     if (!copyable(params.query)) return "query is not 16-byte aligned";
@@ -86,18 +103,21 @@ Status forward(const ForwardParams& params) {
     args.value_rows = params.value;
     args.out = params.out;
     args.lse = params.lse;
+    args.gate = params.gate;
+    args.closed = params.closed;
     args.group = params.query_heads / params.key_heads;
     args.scale = params.scale;
     args.scale_log2 = params.scale * 1.4426950408889634f;
 
     const int heads = params.key_heads, dim = params.head_dim, keys = params.batch.keys;
+    const int box = std::min(params.layout.block, tile_keys(dim));
     error = make_heads_map(args.query, params.query, params.batch.queries, params.query_heads, dim, 64);
     if (error != cudaSuccess) return {error, "tensor map of query"};
     args.key = args.value = args.query;
     if (keys > 0) {  // else every list is empty and these maps are never loaded from
-        error = make_heads_map(args.key, params.key, keys, heads, dim, params.layout.block);
+        error = make_heads_map(args.key, params.key, keys, heads, dim, box);
         if (error != cudaSuccess) return {error, "tensor map of key"};
-        error = make_heads_map(args.value, params.value, keys, heads, dim, params.layout.block);
+        error = make_heads_map(args.value, params.value, keys, heads, dim, box);
         if (error != cudaSuccess) return {error, "tensor map of value"};
     }
     error = launch_schedule(args.schedule, params.layout, params.stream);

@@ -18,20 +18,27 @@ struct ForwardShape {
     static constexpr int block = Block_;
     static constexpr bool paired = Paired_;
     static constexpr int threads = 384;
-    static constexpr int keys = 128;  // of one tile
+    static constexpr int keys = tile_keys(head_dim);  // of one tile
+    static constexpr int runs = keys / 64;
+    static constexpr int box = block < keys ? block : keys;  // keys of one copy
+    static constexpr int scores = keys / 2;                  // of one thread
     static constexpr int teams = paired ? 1 : 2;
-    static constexpr int warpgroups = 2 / teams;  // of a team
-    static constexpr int panels = head_dim / 64;
+    static constexpr int warpgroups = 2 / teams;         // of a team
+    static constexpr int panels = (head_dim + 63) / 64;  // of 64 channels; what is beyond head_dim reads as zeros
     static constexpr int query_panel = 64 * warpgroups * swizzle_row;
     static constexpr int query_bytes = panels * query_panel;
     static constexpr int key_panel = keys * swizzle_row;
     static constexpr int stage_bytes = panels * key_panel;
-    static constexpr int query_stages = paired ? 2 : 1;
+    static constexpr int query_stages = paired && head_dim <= 128 ? 2 : 1;
     static constexpr int tile_slots = 4;
     static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
     static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;
     static constexpr int stages = fitting > 8 ? 8 : fitting;
-    static_assert(stages >= 3, "K of the next tile and K, V of this one");
+    /// Steps that a list of so many blocks takes.
+    static __device__ __forceinline__ int block_steps(int blocks) {
+        return block >= keys ? blocks * (block / box) : (blocks + keys / box - 1) / (keys / box);
+    }
+    static_assert(stages >= 2, "K of one step and V of the step before");
 };
 
 /// One (query block, unit) to compute.
@@ -46,9 +53,10 @@ struct Tile {
     int query_token, key_token;  // where the sequence begins in the packed arrays
     int query_count, key_count;  // its lengths
     Window windows[2];           // of the unit's heads
+    bool closed[2];              // those of them that see no key
 };
 
-/// Where the keys of a tile stand in their sequence: two runs of 64, or single keys from a list.
+/// Where the keys of a tile stand in their sequence: runs of 64 (two, or one at d 256), or single keys from a list.
 struct TileKeys {
     static constexpr int nowhere = 1 << 30;  // past every key: reads as zeros, masked
     int low, high;                           // first key of either half; low < 0: single keys, from number `high`
@@ -98,9 +106,12 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
         tile.keys = layout.key_offsets[entry];
         tile.singles = static_cast<int>(layout.key_offsets[entry + 1] - tile.keys);
     }
-    constexpr int blocks_per_step = Shape::keys / Shape::block;
-    const int steps =
-        (tile.blocks + blocks_per_step - 1) / blocks_per_step + (tile.singles + Shape::keys - 1) / Shape::keys;
+    if (args.gate != nullptr) {
+        tile.closed[0] = args.gate[tile.head] == args.closed;
+        tile.closed[1] = args.gate[tile.head + schedule.heads_per_unit - 1] == args.closed;
+        if (tile.closed[0] && tile.closed[1]) tile.blocks = tile.singles = 0;
+    }
+    const int steps = Shape::block_steps(tile.blocks) + (tile.singles + Shape::keys - 1) / Shape::keys;
     tile.steps = max(steps, 1);
     tile.first = (row - layout.row_begin[sequence]) * Shape::block;
     tile.query_token = args.batch.query_offsets[sequence];
@@ -155,14 +166,18 @@ struct ListReader {
 /// Which keys step n of a tile holds. Called by a whole warp.
 template <class Shape>
 __device__ __forceinline__ TileKeys step_keys(const Tile& tile, ListReader& list, int n, int lane) {
-    constexpr int per_step = Shape::keys / Shape::block;
-    const int block_steps = (tile.blocks + per_step - 1) / per_step;
+    const int block_steps = Shape::block_steps(tile.blocks);
     if (n >= block_steps) {
         if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
         return {-1, (n - block_steps) * Shape::keys};
     }
+    if constexpr (Shape::block > Shape::keys) {  // a block takes two steps
+        const int low = list.from_end(n / 2, lane) * Shape::block + (1 - n % 2) * 64;
+        return {low, low};
+    }
+    constexpr int per_step = Shape::keys / Shape::box;
     const int low = list.from_end(n * per_step, lane) * Shape::block;
-    if (per_step == 1) return {low, low + 64};
+    if (per_step == 1) return {low, low + (Shape::runs - 1) * 64};
     if (n * per_step + 1 >= tile.blocks) return {low, TileKeys::nowhere};
     return {low, list.from_end(n * per_step + 1, lane) * Shape::block};
 }
@@ -212,7 +227,7 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
         for (int panel = 0; panel < Shape::panels; ++panel) {
             unsigned char* to = stage + panel * Shape::key_panel;
             tensor_load(to, map, full, panel * 64, key_head, tile.key_token + where.low);
-            if constexpr (Shape::block == 64) {
+            if constexpr (Shape::box < Shape::keys) {
                 tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + where.high);
             }
         }
@@ -278,12 +293,14 @@ inline constexpr float slack_log2 = 8.0f;
 
 /// Hides what the token rule hides in a tile of key blocks. `row` is the thread's first query, the second one is 8
 /// below.
-__device__ __forceinline__ void mask_blocks(float (&s)[64], const TokenRule& rule, TileKeys where, int row, int lane) {
+template <int Scores>
+__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule& rule, TileKeys where, int row,
+                                            int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
 #pragma unroll
-        for (int run = 0; run < 2; ++run) {  // bounds relative to the thread's first key of the run
+        for (int run = 0; run < Scores / 32; ++run) {  // bounds relative to the thread's first key of the run
             const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
             const int run_end = end - base, run_begin = begin - base, run_sink = rule.window.sink - base;
 #pragma unroll
@@ -296,12 +313,13 @@ __device__ __forceinline__ void mask_blocks(float (&s)[64], const TokenRule& rul
     }
 }
 /// The same for single keys: `keys` are those of the tile, `count` of them.
-__device__ __forceinline__ void mask_singles(float (&s)[64], const TokenRule& rule, const std::int32_t* keys, int count,
-                                             int row, int lane) {
+template <int Scores>
+__device__ __forceinline__ void mask_singles(float (&s)[Scores], const TokenRule& rule, const std::int32_t* keys,
+                                             int count, int row, int lane) {
     const int end[2] = {rule.key_end(row), rule.key_end(row + 8)};
     const int begin[2] = {rule.local_begin(row), rule.local_begin(row + 8)};
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
+    for (int i = 0; i < Scores / 2; ++i) {
         const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
         const int key = column < count ? __ldg(keys + column) : TileKeys::nowhere;
 #pragma unroll
@@ -314,27 +332,30 @@ __device__ __forceinline__ void mask_singles(float (&s)[64], const TokenRule& ru
 
 /// Masks the scores of one warpgroup where needed; `first` is its first query.
 template <class Shape>
-__device__ __forceinline__ void mask_scores(float (&s)[64], const TokenRule& rule, const Tile& tile, TileKeys where,
-                                            const std::int32_t* single_keys, int first, int row, int lane) {
+__device__ __forceinline__ void mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const Tile& tile,
+                                            TileKeys where, const std::int32_t* single_keys, int first, int row,
+                                            int lane) {
     if (where.low < 0) {
         mask_singles(s, rule, single_keys + where.high, tile.singles - where.high, row, lane);
         return;
     }
     const int last = min(first + 64, rule.queries);
-    const bool whole = where.high == where.low + 64 ? rule.all_visible(first, last, where.low, where.low + 128)
-                                                    : rule.all_visible(first, last, where.low, where.low + 64) &&
-                                                          rule.all_visible(first, last, where.high, where.high + 64);
+    const bool whole = where.high == where.low + (Shape::runs - 1) * 64
+                           ? rule.all_visible(first, last, where.low, where.low + Shape::keys)
+                           : rule.all_visible(first, last, where.low, where.low + 64) &&
+                                 rule.all_visible(first, last, where.high, where.high + 64);
     if (!whole) mask_blocks(s, rule, where, row, lane);
 }
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
-__device__ __forceinline__ void online_softmax(float (&s)[64], RowState& state, float scale_log2, float slack,
+template <int Scores>
+__device__ __forceinline__ void online_softmax(float (&s)[Scores], RowState& state, float scale_log2, float slack,
                                                float (&shrink)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         float highest = s[2 * half];
 #pragma unroll
-        for (int i = 0; i < 32; ++i) highest = fmaxf(highest, s[4 * (i / 2) + 2 * half + i % 2]);
+        for (int i = 0; i < Scores / 2; ++i) highest = fmaxf(highest, s[4 * (i / 2) + 2 * half + i % 2]);
         highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
         highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
         const float old = state.maximum[half];
@@ -345,7 +366,7 @@ __device__ __forceinline__ void online_softmax(float (&s)[64], RowState& state, 
         const float offset = maximum == -INFINITY ? 0.0f : -maximum * scale_log2;
         float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 32; ++i) {
+        for (int i = 0; i < Scores / 2; ++i) {
             float& score = s[4 * (i / 2) + 2 * half + i % 2];
             score = exp2_fast(fmaf(score, scale_log2, offset));
             sum += score;
@@ -354,9 +375,10 @@ __device__ __forceinline__ void online_softmax(float (&s)[64], RowState& state, 
     }
 }
 
-__device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[32], const float (&s)[64]) {
+template <int Pairs>
+__device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[Pairs], const float (&s)[2 * Pairs]) {
 #pragma unroll
-    for (int i = 0; i < 32; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+    for (int i = 0; i < Pairs; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
 }
 
 /// Waits for the value product in flight and shrinks its accumulators where needed. The wait stands on either side of a
@@ -374,7 +396,7 @@ __device__ __forceinline__ void finish_and_rescale(float (&o)[Count], const floa
 }
 
 template <class Shape>
-__device__ __forceinline__ void score_product(float (&s)[64], std::uint64_t query, std::uint64_t key) {
+__device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::uint64_t query, std::uint64_t key) {
 #pragma unroll
     for (int k = 0; k < Shape::head_dim / 16; ++k) {
         product(s, advance(query, k / 4 * Shape::query_panel + k % 4 * 32),
@@ -382,8 +404,8 @@ __device__ __forceinline__ void score_product(float (&s)[64], std::uint64_t quer
     }
 }
 template <class Shape>
-__device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2], const std::uint32_t (&p)[32],
-                                              std::uint64_t value) {
+__device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
+                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value) {
 #pragma unroll
     for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
 }
@@ -475,11 +497,13 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         return TileKeys{__shfl_sync(0xffffffffu, keys.low, 0), __shfl_sync(0xffffffffu, keys.high, 0)};
     };
     const auto query_at = [&](int count) {
-        return operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
+        std::uint64_t query = operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
+        asm volatile("" : "+l"(query));  // else its advances are kept in registers from tile to tile
+        return query;
     };
     Ring<Shape::stages> ring;
-    float s[64], o[Shape::head_dim / 2], shrink[2];
-    std::uint32_t p[32];
+    float s[Shape::scores], o[Shape::head_dim / 2], shrink[2];
+    std::uint32_t p[Shape::scores / 2];
     // Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last tile
     // the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a branch.
     const auto begin_tile = [&](int count) {
@@ -565,6 +589,7 @@ __device__ __forceinline__ void compute_tiles(const ForwardArgs& args, TeamStora
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
+        if (tile.closed[folded ? half : 0]) state.sum[0] = state.sum[1] = 0;
         store_rows<Shape>(args, tile, head, first, o, state, warp, lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         steps = next_steps;

@@ -8,9 +8,14 @@
 
 namespace sparseattn::cuda::hopper {
 
+/// Keys of one step of the kernel: 128, or 64 where the accumulators of 256 channels leave no registers for more.
+constexpr int tile_keys(int head_dim) {
+    return head_dim > 128 ? 64 : 128;
+}
+
 /// In which order tiles of (head, query block) are computed: sections of key heads whose keys and values stay in the L2
-/// cache together; in a section the longest lists first. A unit is one query head, or two that share their list and walk
-/// it together ("folded").
+/// cache together; in a section the longest lists first. A unit is one query head, or two that share their list and
+/// walk it together ("folded").
 struct Schedule {
     int* counter;        // tiles taken so far, beyond the first of each team
     int* order;          // [tiles], section by section: row * section_units + unit of the section
@@ -29,9 +34,11 @@ struct ForwardArgs {
     Heads key_rows, value_rows;  // for single keys, which no box covers
     Heads out;
     Rows lse;
-    int group;         // query heads per key head
-    float scale;       // natural units: exp(scale * score)
-    float scale_log2;  // scale * log2(e)
+    const float* gate;  // [Hq] or null
+    float closed;       // heads with this gate have empty lists
+    int group;          // query heads per key head
+    float scale;        // natural units: exp(scale * score)
+    float scale_log2;   // scale * log2(e)
 };
 
 /// Fills the order and clears the counter.
