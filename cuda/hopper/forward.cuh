@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     } else {
         take_registers<224>();
         const int team = Shape::paired ? 0 : warpgroup - 1;
-        compute_tiles<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, warp, lane);
+        Consumer<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, warp, lane).run();
     }
 }
 

@@ -113,19 +113,4 @@ __device__ __forceinline__ void rescale(float (&o)[Count], const float (&shrink)
     }
 }
 
-template <class Shape>
-__device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::uint64_t query, std::uint64_t key) {
-#pragma unroll
-    for (int k = 0; k < Shape::head_dim / 16; ++k) {
-        product(s, advance(query, k / 4 * Shape::query_panel + k % 4 * 32),
-                advance(key, k / 4 * Shape::key_panel + k % 4 * 32), k > 0);
-    }
-}
-template <class Shape>
-__device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
-                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value) {
-#pragma unroll
-    for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
-}
-
 }  // namespace sparseattn::cuda::hopper
