@@ -50,6 +50,9 @@ std::vector<Case> cases() {
         {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0.2},
         {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.05, 0.1, true},
         {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0.3},
+        {"decode, long", {1, 2}, {9000, 5000}, 8, 2, true, 1, true},
+        {"decode, sparse", {3}, {9001}, 8, 2, true, 0.3, false, 0.02, 0, true},
+        {"one row of blocks", {128}, {7000}, 3, 3, false, 0.5, false},
         {"many tiles", {4000, 3000}, {4000, 3000}, 16, 4, true, 0.2, false},
     };
 }
@@ -168,6 +171,9 @@ bool run_gated(int block, int head_dim, std::uint32_t seed) {
     params.full_lse = reference[0].params.lse;
     params.sparse_out = reference[1].params.out;
     params.sparse_lse = reference[1].params.lse;
+    const Buffer<unsigned char> workspace(gated_forward_workspace(params));
+    params.workspace = workspace.data();
+    params.workspace_bytes = workspace.size();
     std::printf("%-24s block %3d d %3d  ", "gated", block, head_dim);
     const Status status = gated_forward(params);
     const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
