@@ -99,6 +99,19 @@ struct Problem {
 struct ForwardParams : Problem {
     Heads out;
     Rows lse;
+    // When not null, [Hq]: heads whose gate equals `closed` are computed as if their lists were empty.
+    const float* gate = nullptr;
+    float closed = 0;
+};
+
+/// Writes out = z full + (1 - z) sparse per head, and both branches' out and lse. `layout` is the full one. A branch
+/// whose weight is 0 (sparse at z = 1, full at z = 0) does not run; its out is 0 and its lse -inf.
+struct GatedForwardParams : Problem {
+    Layout sparse;                // on the grid of `layout`
+    const float* gate = nullptr;  // z, [Hq], in [0, 1]
+    Heads out;
+    Heads full_out, sparse_out;
+    Rows full_lse, sparse_lse;
 };
 
 /// Writes dq, dk and dv from dout and the forward's out and lse; delta is formed in the workspace.
@@ -126,14 +139,17 @@ enum class Kernel { none, hopper };
 /// The kernel that the current device would run for this case, looking at capability, type, head dimension, block,
 /// strides and alignment. `why` (when not null) gets a string literal that says what is not covered, or "".
 [[nodiscard]] Kernel forward_kernel(const ForwardParams& params, const char** why = nullptr);
+[[nodiscard]] Kernel gated_forward_kernel(const GatedForwardParams& params, const char** why = nullptr);
 [[nodiscard]] Kernel backward_kernel(const BackwardParams& params, const char** why = nullptr);
 
 /// Bytes of workspace that the call needs.
 [[nodiscard]] std::size_t forward_workspace(const ForwardParams& params);
+[[nodiscard]] std::size_t gated_forward_workspace(const GatedForwardParams& params);
 [[nodiscard]] std::size_t backward_workspace(const BackwardParams& params);
 
 /// Enqueues the pass. cudaErrorNotSupported when *_kernel says `none`, cudaErrorInvalidValue naming the argument.
 [[nodiscard]] Status forward(const ForwardParams& params);
+[[nodiscard]] Status gated_forward(const GatedForwardParams& params);
 [[nodiscard]] Status backward(const BackwardParams& params);
 
 }  // namespace sparseattn::cuda

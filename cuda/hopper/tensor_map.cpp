@@ -30,8 +30,10 @@ cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int
     constexpr cuuint32_t channels = 64;  // 128 bytes, the width of the swizzle
     const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads),
                                  static_cast<cuuint64_t>(tokens)};
-    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(array.head_stride) * 2,
-                                   static_cast<cuuint64_t>(array.token_stride) * 2};
+    // The stride of a dimension of one element may be anything, but the encoder looks at it.
+    const std::int64_t head_stride = heads > 1 ? array.head_stride : head_dim;
+    const std::int64_t token_stride = tokens > 1 ? array.token_stride : head_stride * heads;
+    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head_stride) * 2, static_cast<cuuint64_t>(token_stride) * 2};
     const cuuint32_t box[3] = {channels, 1, static_cast<cuuint32_t>(box_tokens)};
     const cuuint32_t steps[3] = {1, 1, 1};
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, array.data, sizes, strides, box, steps,

@@ -66,6 +66,14 @@ __device__ __forceinline__ void pin(std::uint32_t (&registers)[Count]) {
     for (int i = 0; i < Count; ++i) asm volatile("" : "+r"(registers[i])::"memory");
 }
 
+/// Keeps the arithmetic that leads to `value` (never negative) before the product_wait that follows: ptxas would
+/// otherwise move the wait ahead of it. An instruction with side effects that never executes, but needs the value to
+/// know.
+__device__ __forceinline__ void stay_before(float value) {
+    asm volatile("{\n .reg .pred p;\n setp.lt.f32 p, %0, 0f00000000;\n @p nanosleep.u32 0;\n}\n" ::"f"(value)
+                 : "memory");
+}
+
 // --- Products -------------------------------------------------------------------------------------------------------
 // accumulate == 0 overwrites D. Across: the operand's rows run along M (A) or N (B).
 

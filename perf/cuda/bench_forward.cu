@@ -186,6 +186,28 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
     }
 }
 
+/// One new query per sequence against all its keys; the floor is one read of keys and values.
+void bench_decode(int sequences, int keys) {
+    HostProblem p;
+    p.query_heads = 32;
+    p.key_heads = 8;
+    for (int i = 0; i < sequences; ++i) add_sequence(p, 1, keys);
+    p.head_list.assign(p.query_heads, 0);
+    p.windows.assign(p.query_heads, {0, Window::everything, 0});
+    make_lists(p, 1, true, 0, 0, 5);
+    DeviceProblem device(p, false, 0, 7);
+    bool served = true;
+    const double ms = time_ms([&] { served = forward(device.params).ok() && served; });
+    SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
+    const double terabytes = 4e-12 * p.keys() * p.key_heads * p.head_dim;
+    std::printf("decode: %d sequences of %d keys, Hq 32 Hkv 8 d 128: %.3f ms, %.2f TB/s of keys and values%s\n",
+                sequences, keys, ms, 1e3 * terabytes / ms, served ? "" : " FAILED");
+    if (json != nullptr) {
+        std::fprintf(json, "{\"what\": \"decode\", \"sequences\": %d, \"keys\": %d, \"ms\": %.4f, \"tbs\": %.3f}\n",
+                     sequences, keys, ms, 1e3 * terabytes / ms);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -219,6 +241,8 @@ int main(int argc, char** argv) {
             std::this_thread::sleep_for(std::chrono::seconds(1));
             bench(shape, {1});
         }
+        bench_decode(1, 65536);
+        bench_decode(8, 32768);
         return 0;
     }
     print_ceilings("before");
@@ -237,6 +261,8 @@ int main(int argc, char** argv) {
     bench({16384, 16, 4, 64, 128, false, false}, densities);
     bench({16384, 16, 4, 64, 128, true, false}, {1});
     if (!quick) bench({16384, 16, 4, 64, 64, false, false}, densities);
+    bench_decode(1, 65536);
+    bench_decode(8, 32768);
     print_ceilings("after");
     if (json != nullptr) std::fclose(json);
     return 0;
