@@ -77,7 +77,7 @@ struct KeyPass {
         __device__ __forceinline__ void send_rows(int head, const std::int32_t* list, int count, int row_begin,
                                                   const SequenceSpan& span, int j0) {
             const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
-            ListReader rows(list, count, lane);
+            ListWalk rows(list, count, lane);
             for (int index = 0; index < count; ++index) {
                 const int row = rows.entry(index);
 #pragma unroll

@@ -22,9 +22,9 @@ struct SequenceSpan {
 };
 
 /// Reads a list by a whole warp, 32 entries at a time and 32 ahead. Entries must be asked for in order from 0.
-class ListReader {
+class ListWalk {
   public:
-    __device__ __forceinline__ ListReader(const std::int32_t* list, int count, int lane)
+    __device__ __forceinline__ ListWalk(const std::int32_t* list, int count, int lane)
         : list_(list), count_(count), lane_(lane), ahead_(load(0)) {}
     __device__ __forceinline__ int entry(int index) {
         if (index % 32 == 0) {

@@ -99,7 +99,7 @@ struct QueryPass {
             const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.rows + row;
             const std::int64_t first = args.layout.offsets[list];
             const int count = static_cast<int>(args.layout.offsets[list + 1] - first);
-            ListReader columns(args.layout.columns + first, count, lane);
+            ListWalk columns(args.layout.columns + first, count, lane);
             for (int index = 0; index < count; ++index) {
                 const int j0 = columns.entry(index) * B;
                 if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
