@@ -38,7 +38,8 @@ TEST(Options, EveryKeyArrives) {
                         "sparsity.sink=5", "sparsity.sparse_branch=minference", "sparsity.local=6",
                         "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
                         "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic"});
-    deck.override_with({"parallel.seq_parallel_size=2", "parallel.bucket_bytes=1000", "run.patience=5"});
+    deck.override_with(
+        std::vector<std::string>{"parallel.seq_parallel_size=2", "parallel.bucket_bytes=1000", "run.patience=5"});
     const TrainOptions o = train_options(deck, 2);
     EXPECT_EQ(o.run_dir, "out");
     EXPECT_EQ(o.seed, 7U);

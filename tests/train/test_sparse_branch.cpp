@@ -63,7 +63,8 @@ TEST_F(BranchTraining, ClosedGatesSelect) {
         SparsityOptions sparsity = options.sparsity;
         sparsity.sparse_branch = branch;
         detail::PackRunner runner(exec, options.model,
-                                  {64, {}, make_sparse_branch(sparsity, options.model, 64), {false, 64}});
+                                  {64, {}, make_sparse_branch(sparsity, options.model, 64), {false, 64}},
+                                  ProcessGrid(Communicator()));
         const double closed_loss = runner.loss(stream.pack(0), &closed, parameters);
         const double dense_loss = runner.loss(stream.pack(0), nullptr, parameters);
         EXPECT_NE(closed_loss, dense_loss) << branch;

@@ -1,0 +1,133 @@
+#include "cuda/hopper/backward.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/hopper/backward_args.hpp"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+bool copyable(const Heads& array) {  // by the copy engine and in pieces of 16 bytes
+    return reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0 && array.token_stride % 8 == 0 &&
+           array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
+}
+bool storable(const Heads& array) {  // in pairs of bf16
+    return reinterpret_cast<std::uintptr_t>(array.data) % 4 == 0 && array.token_stride % 2 == 0 &&
+           array.head_stride % 2 == 0;
+}
+
+/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with 128 channels,
+/// and below this density, where the key blocks that share a row of dQ no longer run side by side.
+constexpr float least_density = 0.15f;
+bool sums_dq(const BackwardParams& params) {
+    return !params.deterministic && params.density >= least_density &&
+           (params.layout.block == 128 || params.head_dim == 64);
+}
+
+/// The parts of the workspace, as offsets in bytes.
+struct Parts {
+    std::size_t counters, key_pieces, query_pieces, merges, row_values, partials, dq_sums;
+    std::size_t end = 0;
+
+    Parts(const BackwardParams& params, int processors) {
+        const auto part = [&](std::size_t count, std::size_t bytes) {
+            const std::size_t at = end;
+            end = (end + count * bytes + 255) / 256 * 256;
+            return at;
+        };
+        const auto number = [](int count) { return static_cast<std::size_t>(std::max(count, 0)); };
+        const std::size_t rows = number(params.layout.rows) * number(params.query_heads);
+        const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
+        const std::size_t slots = Plan::slots(processors), channels = number(params.head_dim);
+        counters = part(5, sizeof(int));
+        key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
+        merges = part(Plan::most_merges(processors), sizeof(Merge));
+        row_values = part(tiles * 2 * query_tile, sizeof(float));
+        partials = part(slots * 2 * number(params.layout.block) * channels, sizeof(float));
+        dq_sums = part(sums_dq(params) ? tiles * query_tile * channels : 0, sizeof(float));
+    }
+};
+
+cudaError_t look_at(Machine& machine) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&machine.processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&machine.l2_bytes, cudaDevAttrL2CacheSize, device);
+    return error;
+}
+
+}  // namespace
+
+const char* backward_gap(const BackwardParams& params) {
+    if (params.type != Type::bf16) return "type is not bf16";
+    if (params.head_dim != 64 && params.head_dim != 128) return "head dimension is not 64 or 128";
+    if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
+    if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
+        return "query heads are not a multiple of key heads";
+    }
+    if (params.layout.key_offsets != nullptr) return "single keys";
+    if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
+    if (!copyable(params.query)) return "query is not 16-byte aligned";
+    if (!copyable(params.key)) return "key is not 16-byte aligned";
+    if (!copyable(params.value)) return "value is not 16-byte aligned";
+    if (!copyable(params.out)) return "out is not 16-byte aligned";
+    if (!copyable(params.dout)) return "dout is not 16-byte aligned";
+    if (!storable(params.dq)) return "dq is not 4-byte aligned";
+    if (!storable(params.dk)) return "dk is not 4-byte aligned";
+    if (!storable(params.dv)) return "dv is not 4-byte aligned";
+    return "";
+}
+
+std::size_t backward_workspace(const BackwardParams& params) {
+    Machine machine{};
+    if (look_at(machine) != cudaSuccess) return 0;  // the call itself will say so
+    return Parts(params, machine.processors).end;
+}
+
+Status backward(const BackwardParams& params) {
+    Machine machine{};
+    cudaError_t error = look_at(machine);
+    if (error != cudaSuccess) return {error, "device"};
+    const int processors = machine.processors;
+
+    const Parts parts(params, processors);
+    const bool sums = sums_dq(params);
+    auto* workspace = static_cast<char*>(params.workspace);
+    BackwardArgs args{};
+    args.query_heads = params.query_heads;
+    args.key_heads = params.key_heads;
+    args.tiles = params.layout.rows * (params.layout.block / query_tile);
+    args.scale = params.scale;
+    args.scale_log2 = params.scale * 1.4426950408889634f;
+    args.batch = params.batch;
+    args.layout = params.layout;
+    args.transposed = params.transposed;
+    args.plan.next = reinterpret_cast<int*>(workspace + parts.counters);
+    args.plan.count = args.plan.next + 2;
+    args.plan.key_pieces = reinterpret_cast<Piece*>(workspace + parts.key_pieces);
+    args.plan.query_pieces = sums ? nullptr : reinterpret_cast<Piece*>(workspace + parts.query_pieces);
+    args.plan.merges = reinterpret_cast<Merge*>(workspace + parts.merges);
+    args.plan.partials = reinterpret_cast<float*>(workspace + parts.partials);
+    args.row_values = reinterpret_cast<float*>(workspace + parts.row_values);
+    args.dq_sums = sums ? reinterpret_cast<float*>(workspace + parts.dq_sums) : nullptr;
+    args.dq = params.dq;
+    args.dk = params.dk;
+    args.dv = params.dv;
+
+    error = launch_plan(args, params, machine);
+    if (error != cudaSuccess) return {error, "plan kernel"};
+    error = launch_prepare(args, params);
+    if (error != cudaSuccess) return {error, "prepare kernel"};
+    error = launch_key_pass(args, params, processors);
+    if (error != cudaSuccess) return {error, "key pass"};
+    error = launch_merge(args, params, processors);
+    if (error != cudaSuccess) return {error, "merge kernel"};
+    error = sums ? launch_finish(args, params) : launch_query_pass(args, params, processors);
+    return {error, sums ? "finish kernel" : "query pass"};
+}
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,83 @@
+#pragma once
+/// \file
+/// What the backward kernels of Hopper share: one plain parameter block, the workspace, the launches.
+
+#include <cuda.h>
+
+#include "cuda/attention.hpp"
+
+namespace sparseattn::cuda::hopper {
+
+/// Queries are worked on in tiles of 64. Tiles never cross a row (query block), so each row has block / 64 of them and
+/// tile t of head h is number h * tiles + t in every array over tiles.
+inline constexpr int query_tile = 64;
+
+/// A share of an item of a pass: entries [first, first + count) of its lists, one after the other. Long items of the
+/// key pass are cut into pieces whose sums go to slots of their own and are added up, in order, at the end.
+struct Piece {
+    int item;  // key head * key blocks + key block; query head * rows + (rows - 1 - row)
+    int first, count;
+    int slot;  // of the partial sums; -1: the piece is the whole item
+};
+/// An item that was cut: its slots, in order.
+struct Merge {
+    int item, slot, pieces, unused;
+};
+/// Which pieces there are and in which order they are started. Made on the device, the same in every run.
+struct Plan {
+    int* next;   // [2] pieces taken so far by the key pass and the query pass
+    int* count;  // [3] pieces of the key pass, of the query pass, merges
+    Piece* key_pieces;
+    Piece* query_pieces;  // or null
+    Merge* merges;
+    float* partials;  // [slots][dK, dV][block / 64][64 * d] in fragment order
+
+    /// Pieces are at most 2/3 of a multiprocessor's fair share long, so cut items have at most these.
+    static int slots(int processors) { return 3 * processors; }
+    static int most_merges(int processors) { return 3 * processors / 2; }
+};
+
+/// Everything the kernels read besides the tensor maps.
+struct BackwardArgs {
+    int query_heads, key_heads;
+    int tiles;         // of one head: layout.rows * block / 64
+    float scale;       // of query . key
+    float scale_log2;  // scale * log2(e)
+    Batch batch;
+    Layout layout;
+    Transposed transposed;
+    float* row_values;  // [Hq * tiles][2][64]: lse * log2(e) (+inf: the row takes no part), then delta
+    float* dq_sums;     // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
+    Plan plan;
+    Heads dq, dk, dv;
+};
+
+/// Tensor maps, in boxes of 64 channels by the tokens that a kernel loads at once.
+struct KeyPassMaps {
+    CUtensorMap query, dout;  // 64 tokens
+    CUtensorMap key, value;   // a block
+};
+struct QueryPassMaps {
+    CUtensorMap query, dout;  // a block
+    CUtensorMap key, value;   // a block
+};
+
+/// What the host asks the device.
+struct Machine {
+    int processors, l2_bytes;
+};
+
+/// Fills the plan.
+cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, const Machine& machine);
+/// delta, lse to base 2, dq_sums to zero when there are any.
+cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params);
+/// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.
+cudaError_t launch_key_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
+/// dK and dV of the items that were cut.
+cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params, int processors);
+/// dQ by itself, in fixed order.
+cudaError_t launch_query_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
+/// dQ from dq_sums.
+cudaError_t launch_finish(const BackwardArgs& args, const BackwardParams& params);
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,286 @@
+#pragma once
+/// \file
+/// A computing warpgroup: products, softmax, epilogue.
+
+#include "cuda/hopper/softmax.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+/// Exchanges a 4 x 4 matrix held by a quad of lanes (row: lane, column: register) for its transpose.
+__device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) {
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+        const bool upper = (lane & distance) != 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if ((i & distance) != 0) continue;
+            const std::uint32_t mine = upper ? x[i] : x[i + distance];
+            const std::uint32_t theirs = __shfl_xor_sync(0xffffffffu, mine, distance);
+            if (upper)
+                x[i] = theirs;
+            else
+                x[i + distance] = theirs;
+        }
+    }
+}
+
+/// Writes one of the thread's two rows of a part of a list.
+template <class Shape>
+__device__ __forceinline__ void store_part(const ForwardArgs& args, int split, std::int64_t token, int head, int half,
+                                           bool valid, const float (&o)[Shape::head_dim / 2], float inverse, float lse,
+                                           int lane) {
+    if (!valid) return;
+    const int heads = args.schedule.units * args.schedule.heads_per_unit;
+    const std::int64_t row = (split * static_cast<std::int64_t>(args.batch.queries) + token) * heads + head;
+    if (lane % 4 == 0) args.partials.lse[row] = lse;
+    float* out = args.partials.out + row * Shape::head_dim + lane % 4 * 2;
+#pragma unroll
+    for (int column = 0; column < Shape::head_dim; column += 8) {
+        const int at = column / 2 + 2 * half;
+        *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * inverse, o[at + 1] * inverse);
+    }
+}
+
+/// Normalises and writes a warp's 16 rows, 16 bytes a lane: a quad turns its 2 x 4 channels of four groups of 8 into
+/// one group each.
+template <class Shape>
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int head, int first,
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int warp,
+                                           int lane) {
+    const int rows = tile.query_count - (first + warp * 16);  // from the warp's first row on; may be <= 0
+    const std::int64_t token = tile.query_token + first + warp * 16;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = lane / 4 + 8 * half;
+        float sum = state.sum[half];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
+        const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        if (args.schedule.splits > 1) {
+            store_part<Shape>(args, tile.split, token + row, head, half, row < rows, o, inverse, lse, lane);
+            continue;
+        }
+        if (lane % 4 == 0 && row < rows) {
+            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] = lse;
+        }
+        auto* out = static_cast<__nv_bfloat16*>(args.out.data) + (token + row) * args.out.token_stride +
+                    head * args.out.head_stride + lane % 4 * 8;
+#pragma unroll
+        for (int column = 0; column < Shape::head_dim; column += 32) {
+            std::uint32_t x[4];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int at = column / 2 + 4 * i + 2 * half;
+                x[i] = pack_bf16(o[at] * inverse, o[at + 1] * inverse);
+            }
+            transpose_quad(x, lane);
+            if (row < rows) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+        }
+    }
+}
+
+/// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
+template <class Shape>
+struct Turns {
+    int mine, other;
+    __device__ __forceinline__ explicit Turns(int warpgroup) : mine(1 + warpgroup), other(2 - warpgroup) {
+        if (Shape::paired && warpgroup == 1) named_arrive(other, 256);
+    }
+    __device__ __forceinline__ void begin() const {
+        if (Shape::paired) named_sync(mine, 256);
+    }
+    __device__ __forceinline__ void end() const {
+        if (Shape::paired) named_arrive(other, 256);
+    }
+};
+
+template <class Shape>
+__device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::uint64_t query, std::uint64_t key) {
+#pragma unroll
+    for (int k = 0; k < Shape::head_dim / 16; ++k) {
+        product(s, advance(query, k / 4 * Shape::query_panel + k % 4 * 32),
+                advance(key, k / 4 * Shape::key_panel + k % 4 * 32), k > 0);
+    }
+}
+template <class Shape>
+__device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
+                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value) {
+#pragma unroll
+    for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
+}
+
+/// One warpgroup's part of a tile.
+struct Rows64 {
+    const Tile& tile;
+    int steps;
+    int head;
+    int first;  // query of the warpgroup's first row
+    int row;    // and of the thread's first row
+    TokenRule rule;
+    const std::int32_t* single_keys;
+    std::uint64_t query;  // operand
+    Barrier* query_empty;
+};
+
+/// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
+/// run while that tile's result is written.
+template <class Shape>
+struct Consumer {
+    const ForwardArgs& args;
+    TeamStorage<Shape>& data;
+    TeamControl<Shape>& control;
+    const Turns<Shape> turns;
+    const int half;  // which 64 rows of the team's queries
+    const int warp, lane;
+    const bool folded;
+    const float slack;
+    Ring<Shape::stages> ring;
+    RowState state;
+    float s[Shape::scores], o[Shape::head_dim / 2], shrink[2];
+    std::uint32_t p[Shape::scores / 2];
+
+    __device__ __forceinline__ Consumer(const ForwardArgs& args_, TeamStorage<Shape>& data_,
+                                        TeamControl<Shape>& control_, int warpgroup, int warp_, int lane_)
+        : args(args_),
+          data(data_),
+          control(control_),
+          turns(warpgroup),
+          half(Shape::paired ? warpgroup : 0),
+          warp(warp_),
+          lane(lane_),
+          folded(args_.schedule.heads_per_unit == 2),
+          slack(slack_log2 / args_.scale_log2) {}
+
+    __device__ __forceinline__ void release(Barrier* barrier) const {
+        if (lane == 0) barrier_arrive(barrier);
+    }
+    /// Read by the lane that releases the stage, so that the loader cannot write before.
+    __device__ __forceinline__ TileKeys keys_of(int stage) const {
+        TileKeys keys{};
+        if (lane == 0) keys = control.tile_keys[stage];
+        return {__shfl_sync(0xffffffffu, keys.low, 0), __shfl_sync(0xffffffffu, keys.high, 0)};
+    }
+    __device__ __forceinline__ std::uint64_t query_at(int count) const {
+        std::uint64_t query = operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
+        asm volatile("" : "+l"(query));  // else its advances are kept in registers from tile to tile
+        return query;
+    }
+    __device__ __forceinline__ Rows64 rows_of(int count, int steps) const {
+        const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
+        const int first = tile.first + (folded ? 0 : half * 64);
+        return {tile,
+                steps,
+                tile.head + (folded ? half : 0),
+                first,
+                first + warp * 16 + lane / 4,
+                {tile.query_count, tile.key_count, args.layout.causal, tile.windows[folded ? half : 0]},
+                args.layout.keys + tile.keys,
+                query_at(count),
+                &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
+    }
+    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where) {
+        mask_scores<Shape>(s, rows.rule, rows.tile, where, rows.single_keys, rows.first, rows.row, lane);
+        online_softmax(s, state, args.scale_log2, slack, shrink);
+    }
+
+    /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
+    /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
+    /// branch.
+    __device__ __forceinline__ int begin_tile(int count) {
+        const auto slot = Ring<Shape::tile_slots>::at(count);
+        const auto query = Ring<Shape::query_stages>::at(count);
+        barrier_wait(&control.tile_full[slot.stage], slot.phase);
+        const int steps = control.tiles[slot.stage].steps;
+        if (steps > 0) {
+            barrier_wait(&control.query_full[query.stage], query.phase);
+            barrier_wait(&control.full[ring.stage], ring.phase);
+        }
+        pin(s);
+        product_fence();
+        score_product<Shape>(s, query_at(count), operand(data.ring[ring.stage]));
+        product_commit();
+        return steps;
+    }
+    /// Takes over the first scores.
+    __device__ __forceinline__ void first_step(const Rows64& rows) {
+        state = {{-INFINITY, -INFINITY}, {0, 0}};
+        product_wait<0>();
+        pin(s);
+        const TileKeys where = keys_of(ring.stage);
+        release(&control.empty[ring.stage]);
+        ring.next();
+        if (rows.steps == 1) release(rows.query_empty);
+#pragma unroll
+        for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
+        mask_and_exponentiate(rows, where);
+        pack_probabilities(p, s);
+    }
+    /// Scores of step n and, meanwhile, the values of step n - 1.
+    __device__ __forceinline__ void next_step(const Rows64& rows, int n) {
+        const int key_stage = ring.stage;
+        barrier_wait(&control.full[ring.stage], ring.phase);
+        const TileKeys where = keys_of(ring.stage);
+        ring.next();
+        const int value_stage = ring.stage;
+        turns.begin();
+        pin(s);
+        pin(p);
+        pin(o);
+        product_fence();
+        score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
+        product_commit();
+        barrier_wait(&control.full[ring.stage], ring.phase);
+        value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
+        product_commit();
+        ring.next();
+        turns.end();
+        product_wait<1>();
+        pin(s);
+        release(&control.empty[key_stage]);
+        if (n + 1 == rows.steps) release(rows.query_empty);
+        mask_and_exponentiate(rows, where);
+        pin(s);
+        stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
+        product_wait<0>();
+        pin(o);
+        pin(p);
+        release(&control.empty[value_stage]);
+        rescale(o, shrink);
+        pack_probabilities(p, s);
+    }
+    /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile's steps.
+    __device__ __forceinline__ int finish(const Rows64& rows, int count) {
+        const int last_stage = ring.stage;
+        barrier_wait(&control.full[ring.stage], ring.phase);
+        turns.begin();
+        pin(p);
+        pin(o);
+        product_fence();
+        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel));
+        product_commit();
+        ring.next();
+        const int next_steps = begin_tile(count + 1);
+        turns.end();
+        product_wait<1>();
+        pin(o);
+        pin(p);
+        release(&control.empty[last_stage]);
+        if (rows.tile.closed[folded ? half : 0]) state.sum[0] = state.sum[1] = 0;
+        store_rows<Shape>(args, rows.tile, rows.head, rows.first, o, state, warp, lane);
+        barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
+        return next_steps;
+    }
+    __device__ __forceinline__ void run() {
+        int steps = begin_tile(0);
+        for (int count = 0; steps >= 0; ++count) {
+            const Rows64 rows = rows_of(count, steps);
+            first_step(rows);
+            for (int n = 1; n < steps; ++n) next_step(rows, n);
+            steps = finish(rows, count);
+        }
+        product_wait<0>();
+    }
+};
+
+}  // namespace sparseattn::cuda::hopper

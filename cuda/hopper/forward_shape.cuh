@@ -1,0 +1,86 @@
+#pragma once
+/// \file
+/// Sizes and shared memory of the forward kernel.
+///
+/// A team is the set of warpgroups that walk one list together: both (Paired; 128 query rows, or 64 rows of two heads
+/// that share a list), or each alone (64 rows). A team has its own scheduler warp, loader warp, query buffers and ring
+/// of key and value tiles, so that teams never wait for each other.
+
+#include "cuda/hopper/forward_args.hpp"
+#include "cuda/hopper/token_rule.cuh"
+#include "cuda/hopper/wgmma.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+template <int HeadDim_, int Block_, bool Paired_>
+struct ForwardShape {
+    static constexpr int head_dim = HeadDim_;
+    static constexpr int block = Block_;
+    static constexpr bool paired = Paired_;
+    static constexpr int threads = 384;
+    static constexpr int keys = tile_keys(head_dim);  // of one tile
+    static constexpr int runs = keys / 64;
+    static constexpr int box = block < keys ? block : keys;  // keys of one copy
+    static constexpr int scores = keys / 2;                  // of one thread
+    static constexpr int teams = paired ? 1 : 2;
+    static constexpr int warpgroups = 2 / teams;         // of a team
+    static constexpr int panels = (head_dim + 63) / 64;  // of 64 channels; what is beyond head_dim reads as zeros
+    static constexpr int query_panel = 64 * warpgroups * swizzle_row;
+    static constexpr int query_bytes = panels * query_panel;
+    static constexpr int key_panel = keys * swizzle_row;
+    static constexpr int stage_bytes = panels * key_panel;
+    static constexpr int query_stages = paired && head_dim <= 128 ? 2 : 1;
+    static constexpr int tile_slots = 4;
+    static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
+    static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;
+    static constexpr int stages = fitting > 8 ? 8 : fitting;
+    /// Steps that a list of so many blocks takes.
+    static __device__ __forceinline__ int block_steps(int blocks) {
+        return block >= keys ? blocks * (block / box) : (blocks + keys / box - 1) / (keys / box);
+    }
+    static_assert(stages >= 2, "K of one step and V of the step before");
+};
+
+/// One (query block, unit) to compute.
+struct Tile {
+    std::int64_t columns;        // where its list begins
+    std::int64_t keys;           // where its single keys begin
+    int steps;                   // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
+    int begin;                   // first of these steps among all of the list
+    int split;                   // which part of the list this is
+    int blocks;                  // key blocks
+    int singles;                 // single keys
+    int head;                    // first head of the unit
+    int first;                   // first query, counted in the sequence
+    int query_token, key_token;  // where the sequence begins in the packed arrays
+    int query_count, key_count;  // its lengths
+    Window windows[2];           // of the unit's heads
+    bool closed[2];              // those of them that see no key
+};
+
+/// Where the keys of a tile stand in their sequence: runs of 64 (two, or one at d 256), or single keys from a list.
+struct TileKeys {
+    static constexpr int nowhere = 1 << 30;  // past every key: reads as zeros, masked
+    int low, high;                           // first key of either half; low < 0: single keys, from number `high`
+};
+
+template <class Shape>
+struct alignas(1024) TeamStorage {
+    unsigned char query[Shape::query_stages][Shape::query_bytes];
+    unsigned char ring[Shape::stages][Shape::stage_bytes];
+};
+template <class Shape>
+struct TeamControl {
+    Barrier full[Shape::stages], empty[Shape::stages];
+    Barrier query_full[Shape::query_stages], query_empty[Shape::query_stages];
+    Barrier tile_full[Shape::tile_slots], tile_empty[Shape::tile_slots];
+    TileKeys tile_keys[Shape::stages];
+    Tile tiles[Shape::tile_slots];
+};
+template <class Shape>
+struct ForwardStorage {
+    TeamStorage<Shape> data[Shape::teams];
+    TeamControl<Shape> control[Shape::teams];
+};
+
+}  // namespace sparseattn::cuda::hopper

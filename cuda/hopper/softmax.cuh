@@ -1,0 +1,116 @@
+#pragma once
+/// \file
+/// What happens to the scores of one warpgroup: token masks and the online softmax.
+
+#include "cuda/hopper/forward_shape.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+/// Running softmax of the two rows that a thread shares with the three other lanes of its quad.
+struct RowState {
+    float maximum[2];  // of the scores so far, up to the slack below; -inf: none seen
+    float sum[2];      // this thread's share
+};
+/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
+/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
+inline constexpr float slack_log2 = 8.0f;
+
+/// Hides what the token rule hides in a tile of key blocks. `row` is the thread's first query, the second one is 8
+/// below.
+template <int Scores>
+__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule& rule, TileKeys where, int row,
+                                            int lane) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
+#pragma unroll
+        for (int run = 0; run < Scores / 32; ++run) {  // bounds relative to the thread's first key of the run
+            const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
+            const int run_end = end - base, run_begin = begin - base, run_sink = rule.window.sink - base;
+#pragma unroll
+            for (int i = 0; i < 16; ++i) {
+                const int key = 8 * (i / 2) + i % 2;
+                float& score = s[32 * run + 4 * (i / 2) + 2 * half + i % 2];
+                if (!(key < run_end && (key < run_sink || key >= run_begin))) score = -INFINITY;
+            }
+        }
+    }
+}
+/// The same for single keys: `keys` are those of the tile, `count` of them.
+template <int Scores>
+__device__ __forceinline__ void mask_singles(float (&s)[Scores], const TokenRule& rule, const std::int32_t* keys,
+                                             int count, int row, int lane) {
+    const int end[2] = {rule.key_end(row), rule.key_end(row + 8)};
+    const int begin[2] = {rule.local_begin(row), rule.local_begin(row + 8)};
+#pragma unroll
+    for (int i = 0; i < Scores / 2; ++i) {
+        const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
+        const int key = column < count ? __ldg(keys + column) : TileKeys::nowhere;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float& score = s[4 * (i / 2) + 2 * half + i % 2];
+            if (!(key < end[half] && (key < rule.window.sink || key >= begin[half]))) score = -INFINITY;
+        }
+    }
+}
+
+/// Masks the scores of one warpgroup where needed; `first` is its first query.
+template <class Shape>
+__device__ __forceinline__ void mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const Tile& tile,
+                                            TileKeys where, const std::int32_t* single_keys, int first, int row,
+                                            int lane) {
+    if (where.low < 0) {
+        mask_singles(s, rule, single_keys + where.high, tile.singles - where.high, row, lane);
+        return;
+    }
+    const int last = min(first + 64, rule.queries);
+    const bool whole = where.high == where.low + (Shape::runs - 1) * 64
+                           ? rule.all_visible(first, last, where.low, where.low + Shape::keys)
+                           : rule.all_visible(first, last, where.low, where.low + 64) &&
+                                 rule.all_visible(first, last, where.high, where.high + 64);
+    if (!whole) mask_blocks(s, rule, where, row, lane);
+}
+
+/// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
+template <int Scores>
+__device__ __forceinline__ void online_softmax(float (&s)[Scores], RowState& state, float scale_log2, float slack,
+                                               float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float highest = s[2 * half];
+#pragma unroll
+        for (int i = 0; i < Scores / 2; ++i) highest = fmaxf(highest, s[4 * (i / 2) + 2 * half + i % 2]);
+        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
+        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
+        const float old = state.maximum[half];
+        const bool raise = highest > old + slack;  // from -inf: whenever a key is seen
+        shrink[half] = raise ? exp2_fast((old - highest) * scale_log2) : 1.0f;
+        const float maximum = raise ? highest : old;
+        state.maximum[half] = maximum;
+        const float offset = maximum == -INFINITY ? 0.0f : -maximum * scale_log2;
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < Scores / 2; ++i) {
+            float& score = s[4 * (i / 2) + 2 * half + i % 2];
+            score = exp2_fast(fmaf(score, scale_log2, offset));
+            sum += score;
+        }
+        state.sum[half] = fmaf(state.sum[half], shrink[half], sum);
+    }
+}
+
+template <int Pairs>
+__device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[Pairs], const float (&s)[2 * Pairs]) {
+#pragma unroll
+    for (int i = 0; i < Pairs; ++i) p[i] = pack_bf16(s[2 * i], s[2 * i + 1]);
+}
+
+template <int Count>
+__device__ __forceinline__ void rescale(float (&o)[Count], const float (&shrink)[2]) {
+    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) o[i] *= shrink[i / 2 % 2];
+    }
+}
+
+}  // namespace sparseattn::cuda::hopper
