@@ -9,7 +9,7 @@ int main(int argc, char** argv) {
     using namespace sparseattn;
     const ProgramText text = {
         "sparseattn-eval",
-        "Measures a checkpoint's loss with every head dense, every head streaming, and the gates as deployed.",
+        "Measures a checkpoint's loss with every head dense, every gate closed, and the gates as deployed.",
         "  sparseattn-eval runs/train                          newest checkpoint of a run, its own data set\n"
         "  mpirun -n 2 sparseattn-eval --data other.h5 --packs 64 step_000000001000\n"
         "  sparseattn-eval --local 128 --json runs/train",
@@ -42,9 +42,10 @@ int main(int argc, char** argv) {
         parser.add_option("--granularity", arguments.granularity, "Window edges: token or block")
             ->check(CLI::IsMember({"token", "block"}))
             ->type_name("NAME");
+        parser.add_option("--sparse-branch", arguments.options.sparse_branch, "Attention of closed gates")
+            ->type_name("NAME:KEY=VALUE,...");
         parser.add_option("--block", arguments.options.block, "Edge of an attention block")
             ->check(CLI::IsMember({64, 128}))
-            ->capture_default_str()
             ->type_name("N");
         parser.add_option("--implementation", arguments.implementation, "Attention kernel")
             ->check(CLI::IsMember({"automatic", "reference", "generic", "host"}))

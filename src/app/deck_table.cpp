@@ -59,10 +59,11 @@ void add_run(std::vector<DeckKey>& keys) {
             integer("run", "evaluation_packs", 16, "packs", 0, most_int,
                     "Validation packs per evaluation; 0: no evaluation."),
             flag("run", "evaluate_dense", true, "Evaluations also measure the same weights with every head dense."),
-            flag("run", "evaluate_sparse", false,
-                 "Evaluations also measure the same weights with every head streaming."),
+            flag("run", "evaluate_sparse", false, "Evaluations also measure the same weights with every gate closed."),
             real("run", "time_limit", 0, "s", 0, 1e9,
                  "Wall time after which the run writes a checkpoint and stops with exit code 75; 0: none."),
+            real("run", "patience", 900, "s", 0, 1e9,
+                 "How long ranks wait for one that does not come before the job ends; 0: for ever."),
         });
 }
 
@@ -133,10 +134,9 @@ void add_sparsity(std::vector<DeckKey>& keys) {
     keys.insert(
         keys.end(),
         {
-            real("sparsity", "start_head_sparsity", 0.0, "", 0, 1,
-                 "Target share of streaming heads at the first step."),
+            real("sparsity", "start_head_sparsity", 0.0, "", 0, 1, "Target share of closed gates at the first step."),
             real("sparsity", "end_head_sparsity", 0.7, "", 0, 1,
-                 "Target share of streaming heads after the warm-up; below 1 on the logarithmic schedule."),
+                 "Target share of closed gates after the warm-up; below 1 on the logarithmic schedule."),
             real("sparsity", "sparsity_warmup_ratio", 0.8, "", 0, 1,
                  "Share of max_steps in which the target moves from start to end."),
             one_of(text("sparsity", "schedule", "linear", "How the target moves."),
@@ -147,13 +147,15 @@ void add_sparsity(std::vector<DeckKey>& keys) {
                  "Penalty without the term linear in the distance from the target."),
             one_of(text("sparsity", "estimate", "sampled", "Gates whose sparsity is held to the target."),
                    {Text("sampled"), Text("deterministic")}),
-            one_of(text("sparsity", "sparse_branch", "streaming", "Attention of a closed gate."), {Text("streaming")}),
+            text("sparsity", "sparse_branch", "streaming",
+                 "Attention of a closed gate: streaming, or what a selection method keeps of each layer's queries and "
+                 "keys, with its options, e.g. xattention:stride=16,threshold=0.9."),
             integer("sparsity", "sink", 64, "tokens", 0, most_int,
-                    "First tokens of a sequence that streaming heads always see."),
+                    "Streaming: first tokens of a sequence that heads always see."),
             integer("sparsity", "local", 256, "tokens", 1, most_int,
-                    "Last tokens that streaming heads see, the query's own included."),
+                    "Streaming: last tokens that heads see, the query's own included."),
             one_of(text("sparsity", "granularity", "token",
-                        "Window edges at exact tokens, or rounded to blocks of attention.block."),
+                        "Streaming: window edges at exact tokens, or rounded to blocks of attention.block."),
                    {Text("token"), Text("block")}),
             text("sparsity", "masks", "",
                  "Head masks, TSV: the fixed ones of weights_only, the initial gates of other modes; empty: none."),
@@ -171,11 +173,13 @@ void add_rest(std::vector<DeckKey>& keys) {
                     one_of(text("attention", "implementation", "automatic",
                                 "Attention kernel; automatic takes the fastest that fits."),
                            {Text("automatic"), Text("reference"), Text("generic"), Text("host")}),
-                    one_of(integer("parallel", "seq_parallel_size", 1, "ranks", 0, 0,
-                                   "Ranks that share one sequence; this version has no sequence parallelism, so 1."),
-                           {number(1)}),
+                    integer("parallel", "seq_parallel_size", 1, "ranks", 1, most_int,
+                            "Consecutive ranks that share each pack; must divide the number of ranks."),
+                    integer("parallel", "bucket_bytes", 33554432, "bytes", 1, 1e12,
+                            "Gradients and weights travel between ranks in buckets of this size or larger."),
                     one_of(text("mpi", "gpu_aware", "auto",
-                                "Hand device memory to MPI; this version always stages through host memory."),
+                                "Device memory goes to MPI in the attention exchange where the library takes it; off: "
+                                "through the host."),
                            {Text("auto"), Text("off")}),
                 });
 }

@@ -21,7 +21,7 @@ std::string result_text(const EvaluationResult& result, const std::filesystem::p
         if (!std::isnan(loss)) table.add_row({name, format_number(loss, 6), format_number(loss / result.dense, 5)});
     };
     add("all dense", result.dense);
-    add("all streaming", result.sparse);
+    add(("all " + result.sparse_branch).c_str(), result.sparse);
     add("gates as deployed", result.deployed);
     std::string text = concat(checkpoint.string(), ", step ", result.step, '\n', table.text());
     if (!std::isnan(result.deployed_sparsity)) {

@@ -1,6 +1,7 @@
 #include "sparseattn/app/options.hpp"
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/parallel/packet_exchange.hpp"
 
 namespace sparseattn {
 namespace {
@@ -34,6 +35,7 @@ SparsityOptions sparsity_options(const Deck& deck) {
     options.disable_linear_regularization_term = deck.flag("sparsity.disable_linear_regularization_term");
     const bool sampled = deck.text("sparsity.estimate") == "sampled";
     options.estimate = sampled ? SparsityEstimate::sampled : SparsityEstimate::deterministic;
+    options.sparse_branch = deck.text("sparsity.sparse_branch");
     options.sink = deck.small("sparsity.sink");
     options.local = deck.small("sparsity.local");
     options.granularity = parse_granularity(deck.text("sparsity.granularity"));
@@ -116,15 +118,15 @@ TrainOptions train_options(const Deck& deck, int ranks) {
     options.masks = deck.text("sparsity.masks");
     options.block = deck.small("attention.block");
     options.implementation = parse_implementation(deck.text("attention.implementation"));
+    options.seq_parallel_size = deck.small("parallel.seq_parallel_size");
+    options.gpu_aware = deck.text("mpi.gpu_aware") == "auto" && mpi_is_gpu_aware();
+    options.bucket_bytes = deck.integer("parallel.bucket_bytes");
     take_run_section(deck, options);
     options.deck = deck.merged();
     if (options.mode == TrainMode::weights_only && options.masks.empty() && options.init_from.empty()) {
         deck.reject("train.mode", "another mode unless sparsity.masks or train.init_from gives the fixed masks");
     }
-    check_with_place(deck, [&] { options.validate(); });
-    if (options.batch_size < ranks) {
-        deck.reject("train.batch_size", concat("at least ", ranks, ", the number of ranks: each works on whole packs"));
-    }
+    check_with_place(deck, [&] { options.validate(ranks); });
     return options;
 }
 

@@ -2,12 +2,11 @@
 
 #include "sparseattn/app/detail/svg.hpp"
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/xml.hpp"
 #include "sparseattn/io/files.hpp"
 
 namespace sparseattn {
 namespace {
-
-using detail::escape_xml;
 
 const char style[] = R"(
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1d2430; --faint: #d9dde3; --soft: #5b6675;
@@ -74,7 +73,7 @@ std::string report_html(const ReportData& data) {
     if (!data.head_map.gates.empty()) {
         out +=
             "<h2>Head map</h2>\n<p class=\"sub\">Deployed gates: blue (1) keeps full attention, orange (0) "
-            "streams.</p>\n";
+            "the sparse branch.</p>\n";
         out += detail::svg_head_map(data.head_map);
     }
     out += html_details("Deck", data.deck);

@@ -57,7 +57,7 @@ std::string head_map_text(const HeadMap& map) {
         table.add_row(std::move(row));
     }
     return table.text() +
-           concat("1: full attention, 0: streaming; head sparsity ", format_number(head_sparsity(map)), '\n');
+           concat("1: full attention, 0: sparse branch; head sparsity ", format_number(head_sparsity(map)), '\n');
 }
 
 std::vector<ReportChart> run_charts(const std::filesystem::path& run_dir) {
@@ -79,7 +79,7 @@ std::vector<ReportChart> run_charts(const std::filesystem::path& run_dir) {
         const MetricsTable evaluations = read_metrics(run_dir / "evaluation.csv");
         add_series(loss, evaluations, "deployed", "validation, as deployed", false, true);
         add_series(loss, evaluations, "dense", "validation, all heads dense", false, true);
-        add_series(loss, evaluations, "sparse", "validation, all heads streaming", false, true);
+        add_series(loss, evaluations, "sparse", "validation, all gates closed", false, true);
     }
     std::vector<ReportChart> charts;
     for (ReportChart& chart : {std::ref(loss), std::ref(sparsity), std::ref(rate), std::ref(speed)}) {
@@ -103,7 +103,7 @@ TextTable summary_table(const TrainResult& result) {
     if (!std::isnan(evaluation.dense) && evaluation.dense > 0) {
         add("deployed over dense", evaluation.deployed / evaluation.dense);
     }
-    add("validation loss, all heads streaming", evaluation.sparse);
+    add("validation loss, all gates closed", evaluation.sparse);
     add("head sparsity, target", step.target_sparsity);
     add("head sparsity, expected", step.expected_sparsity);
     add("head sparsity, sampled", step.sampled_sparsity);

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/xml.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -162,33 +163,6 @@ std::string gate_colour(double gate) {
 }
 
 }  // namespace
-
-std::string escape_xml(const std::string& text) {
-    std::string out;
-    for (const char c : text) {
-        switch (c) {
-            case '&':
-                out += "&amp;";
-                break;
-            case '<':
-                out += "&lt;";
-                break;
-            case '>':
-                out += "&gt;";
-                break;
-            case '"':
-                out += "&quot;";
-                break;
-            case '\n':
-            case '\t':
-                out += c;
-                break;
-            default:
-                out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
-        }
-    }
-    return out;
-}
 
 std::string svg_chart(const ReportChart& chart) {
     return Chart(chart).svg();

@@ -56,6 +56,27 @@ double parse_duration(std::string_view text, std::string_view argument) {
     return *seconds;
 }
 
+std::vector<int> parse_index_list(std::string_view text, std::string_view argument, int below) {
+    const auto fail = [&] {
+        throw DeckError(concat(argument, " is ", text.empty() ? "empty" : text,
+                               ", must be numbers and ranges like 0,3,7-9, all below ", below));
+    };
+    std::vector<int> numbers;
+    for (std::size_t begin = 0; begin <= text.size();) {
+        const std::size_t end = std::min(text.find(',', begin), text.size());
+        const std::string_view part = text.substr(begin, end - begin);
+        const std::size_t dash = part.find('-');
+        const auto first = parse_number<int>(part.substr(0, dash));
+        const auto last = dash == std::string_view::npos ? first : parse_number<int>(part.substr(dash + 1));
+        if (!first || !last || *first < 0 || *last < *first || *last >= below) fail();
+        for (int number = *first; number <= *last; ++number) numbers.push_back(number);
+        begin = end + 1;
+    }
+    std::sort(numbers.begin(), numbers.end());
+    numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
+    return numbers;
+}
+
 std::string format_duration(double seconds) {
     if (!std::isfinite(seconds) || seconds < 0) return "-";
     if (seconds < 9.95) return print("%.1f s", seconds);

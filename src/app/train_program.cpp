@@ -12,12 +12,14 @@
 #include "sparseattn/app/exit_codes.hpp"
 #include "sparseattn/app/log.hpp"
 #include "sparseattn/app/options.hpp"
+#include "sparseattn/app/rank_map.hpp"
 #include "sparseattn/app/report.hpp"
 #include "sparseattn/app/run_files.hpp"
 #include "sparseattn/app/signals.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/version.hpp"
 #include "sparseattn/io/checkpoint.hpp"
+#include "sparseattn/parallel/packet_exchange.hpp"
 #include "sparseattn/sparsity/head_masks.hpp"
 #include "sparseattn/train/memory_plan.hpp"
 #include "sparseattn/train/trainer.hpp"
@@ -96,7 +98,8 @@ void print_dry_run(const TrainOptions& options, const Setup& setup, const TokenD
     const double epochs =
         static_cast<double>(tokens) / static_cast<double>(std::max<std::int64_t>(data.train().tokens(), 1));
     std::string text = setup.deck.merged() + '\n' + plan.text() + '\n';
-    text += concat("ranks ", ranks, ", tokens of the run ", tokens, ", tokens of the training split ",
+    text += concat("ranks ", ranks, " = data_parallel ", ranks / options.seq_parallel_size, " x seq_parallel ",
+                   options.seq_parallel_size, ", tokens of the run ", tokens, ", tokens of the training split ",
                    data.train().tokens(), " (", format_number(epochs, 3), " epochs)\n");
     if (!setup.restart.empty()) text += concat("would go on from ", setup.restart.string(), '\n');
     std::fputs(text.c_str(), stdout);
@@ -192,7 +195,7 @@ void finish(Log& log, const TrainOptions& options, const TrainResult& result) {
 
 int train_program(const RunOptions& run, const Runtime& runtime) {
     const Clock::time_point start = Clock::now();
-    const Communicator& world = runtime.world();
+    Communicator world = runtime.world();
     const bool root = world.rank() == 0;
     Setup setup = shared_setup(run, world);
     std::optional<TokenDataset> data;
@@ -202,6 +205,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
         fit_data(setup.deck, *data);
         options = train_options(setup.deck, world.size());
     });
+    world.set_patience(setup.deck.real("run.patience"));
     if (run.dry_run) {
         if (root) print_dry_run(options, setup, *data, world.size());
         return exit_code::done;
@@ -216,9 +220,14 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     log->info(concat("SparseAttn ", version_with_commit(), ", ", world.size(), world.size() == 1 ? " rank" : " ranks",
                      ", run ", options.run_dir.string()));
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
-    if (options.batch_size % world.size() != 0) {
-        log->warning(concat("train.batch_size is ", options.batch_size, ", no multiple of the ", world.size(),
-                            " ranks: some ranks wait in every step"));
+    const ProcessGrid grid(world, options.seq_parallel_size);
+    for (const std::string& line : rank_map(grid)) log->info(line);
+    if (grid.seq_parallel() > 1) {
+        log->info("attention " + describe_mpi_path<Kokkos::DefaultExecutionSpace>(options.gpu_aware));
+    }
+    if (options.batch_size % grid.data_parallel() != 0) {
+        log->warning(concat("train.batch_size is ", options.batch_size, ", no multiple of the ", grid.data_parallel(),
+                            " sequence groups: some ranks wait in every step"));
     }
     Trainer trainer(options, *data, world, make_observer(*log, signals, setup.deck, start));
     if (!setup.restart.empty()) {

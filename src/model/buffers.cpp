@@ -2,53 +2,19 @@
 
 #include <algorithm>
 
+#include "sparseattn/model/detail/cutter.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::detail {
 namespace {
 
-template <class Mem>
-class Cutter {
-  public:
-    explicit Cutter(std::byte* memory) : memory_(memory) {}
-
-    template <class T>
-    Span1<T, Mem> take(std::int64_t count) {
-        return Span1<T, Mem>(bytes<T>(count), static_cast<std::size_t>(count));
-    }
-    template <class T>
-    Span2<T, Mem> take(std::int64_t rows, std::int64_t columns) {
-        return Span2<T, Mem>(bytes<T>(rows * columns), static_cast<std::size_t>(rows),
-                             static_cast<std::size_t>(columns));
-    }
-    [[nodiscard]] std::size_t used() const { return used_; }
-
-  private:
-    template <class T>
-    T* bytes(std::int64_t count) {
-        constexpr std::size_t alignment = 64;
-        std::byte* start = memory_ ? memory_ + used_ : nullptr;
-        used_ += (static_cast<std::size_t>(count) * sizeof(T) + alignment - 1) / alignment * alignment;
-        return reinterpret_cast<T*>(start);
-    }
-
-    std::byte* memory_;
-    std::size_t used_ = 0;
-};
-
 template <class T, class Mem>
 LayerBuffers<T, Mem> cut_layer(Cutter<Mem>& cut, const ModelConfig& config, const BufferShape& shape) {
-    const std::int64_t n = shape.tokens, query = config.query_size(), heads = config.num_attention_heads;
+    const std::int64_t n = shape.tokens, query = config.query_size();
     LayerBuffers<T, Mem> layer;
     layer.qkv = cut.template take<T>(n, config.qkv_size());
     if (config.qk_norm) layer.qk = cut.template take<T>(n, query + config.key_value_size());
     layer.attention = cut.template take<T>(n, query);
-    layer.lse = cut.template take<T>(n, heads);
-    if (shape.gated) {
-        layer.full = cut.template take<T>(n, query);
-        layer.sparse = cut.template take<T>(n, query);
-        layer.sparse_lse = cut.template take<T>(n, heads);
-    }
     layer.middle = cut.template take<T>(n, config.hidden_size);
     layer.gate_up = cut.template take<T>(n, 2 * config.intermediate_size);
     return layer;
@@ -71,7 +37,6 @@ ScratchBuffers<T, Mem> cut_scratch(Cutter<Mem>& cut, const ModelConfig& config, 
         scratch.dattention = cut.template take<T>(n, config.query_size());
         scratch.dqkv = cut.template take<T>(n, config.qkv_size());
         scratch.norm_partial = cut.template take<T>(norm_chunks(n) * std::max(config.hidden_size, config.head_dim));
-        if (shape.gated) scratch.dgate = cut.template take<float>(config.num_attention_heads);
     }
     return scratch;
 }

@@ -30,12 +30,10 @@ void require_extent(const char* name, const Array& array, std::int64_t extent, c
     require(was == extent, concat(name, ".size()"), was, concat(what, " = ", extent));
 }
 
-template <class Mem>
-void check_gates(const char* name, const Span2<const float, Mem>& gates, const ModelConfig& config) {
-    const auto heads = static_cast<std::size_t>(config.num_attention_heads);
-    const auto layers = static_cast<std::size_t>(config.num_hidden_layers);
-    require(gates.extent(0) == layers && gates.extent(1) == heads, name,
-            concat(gates.extent(0), " x ", gates.extent(1)), concat("layers x query heads = ", layers, " x ", heads));
+detail::BufferShape buffer_shape(std::int64_t tokens, bool training, const TrainingMemory& memory) {
+    require(tokens >= 0, "tokens", tokens, "at least 0");
+    require(memory.loss_block >= 1, "loss_block", memory.loss_block, "at least 1");
+    return {tokens, training, training && memory.recompute_layers, memory.loss_block};
 }
 
 }  // namespace
@@ -60,7 +58,7 @@ struct Decoder<Exec, T>::State {
     Array1<std::byte, Mem> memory;
     detail::BufferShape shape;
     detail::DecoderBuffers<T, Mem> buffers;
-    std::unique_ptr<Workspace<Mem>> workspace = std::make_unique<Workspace<Mem>>();  // of the attention calls
+    PlannedAttention<Exec, T> planned;  // of the calls with a plan
 
     template <class U>
     Span2<U, Mem> vocabulary_matrix(const Span1<U, Mem>& flat, std::int64_t offset) const {
@@ -72,8 +70,7 @@ struct Decoder<Exec, T>::State {
         return Span1<U, Mem>(flat.data() + norm, static_cast<std::size_t>(config.hidden_size));
     }
 
-    void check(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
-               int loss_block) const {
+    void check(const Batch<Mem>& batch, const Span1<const T, Mem>& parameters, int loss_block) const {
         const std::int64_t tokens = batch.sequences.queries();
         require(batch.sequences.key_offsets() == batch.sequences.query_offsets(), "batch.sequences",
                 "of different queries and keys", "of the same tokens for both");
@@ -82,37 +79,23 @@ struct Decoder<Exec, T>::State {
         require_extent("batch.labels", batch.labels, tokens, "batch.sequences.queries()");
         require_extent("parameters", parameters, table.total(), "the model's parameters");
         require(loss_block >= 1, "loss_block", loss_block, "at least 1");
-        if (plan.gated()) {
-            check_gates<Mem>("extents of plan.gate", plan.gate, config);
-            require(plan.sparse != nullptr, "plan.sparse", "null", "given with plan.gate");
+    }
+
+    void check_logits(const Batch<Mem>& batch, const std::vector<std::int32_t>& tokens,
+                      const Span2<T, Mem>& logits) const {
+        const std::int64_t count = batch.sequences.queries(), wanted = static_cast<std::int64_t>(tokens.size());
+        if (tokens.empty() && logits.size() == 0) return;
+        require_extent("logits", logits, wanted, "tokens.size()");
+        require(static_cast<int>(logits.extent(1)) == config.vocab_size, "logits.extent(1)", logits.extent(1),
+                concat("vocab_size = ", config.vocab_size));
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+            require(tokens[i] >= 0 && tokens[i] < count, concat("tokens[", i, "]"), tokens[i],
+                    concat("in [0, ", count, "), a token of the pack"));
         }
     }
 
-    // What the attention calls take from their workspace under automatic choice of the implementation, rounded up:
-    // packed keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread. The
-    // fp64 reference instead keeps unnormalised outputs of both branches in double.
-    [[nodiscard]] std::int64_t attention_bytes(const detail::BufferShape& wanted) const {
-        constexpr std::int64_t tile = 64, slack = 4096;
-        const std::int64_t d = config.head_dim, query_rows = wanted.tokens * config.num_attention_heads;
-        const std::int64_t key_rows = (wanted.tokens + 2 * tile) * config.num_key_value_heads;
-        const std::int64_t scalars = 4 * query_rows;
-        if constexpr (std::is_same_v<T, double>) {
-            const std::int64_t outputs = (wanted.gated ? 2 : 1) * query_rows * d;
-            const std::int64_t gradients = wanted.training ? query_rows * d + 2 * key_rows * d + scalars : 0;
-            return static_cast<std::int64_t>(sizeof(T)) * std::max(outputs, gradients) + slack;
-        } else if constexpr (detail::on_host<Exec>) {
-            const std::int64_t rows = query_rows / tile + 2 * config.num_attention_heads;  // of the grid, all heads
-            const std::int64_t threads = concurrency(exec), lists = 16 * rows + wanted.tokens + slack;
-            const std::int64_t forward = 2 * key_rows * d + threads * (5 * tile * d + tile * tile + 8 * tile);
-            const std::int64_t backward = scalars + threads * (12 * tile * d + 2 * tile * tile + 8 * tile);
-            const std::int64_t floats = wanted.training ? std::max(forward, backward) : forward;
-            return static_cast<std::int64_t>(sizeof(T)) * floats + lists;
-        } else {
-            return wanted.training ? static_cast<std::int64_t>(sizeof(T)) * scalars + slack : slack;
-        }
-    }
-
-    void prepare(const detail::BufferShape& wanted) {
+    void prepare(const detail::BufferShape& wanted, LayerAttention<Exec, T>& attention) {
+        attention.prepare(config, pass_of(wanted));
         if (wanted == shape && memory.extent(0) > 0) return;
         const std::size_t bytes = detail::cut_buffers<T, Mem>(config, wanted, nullptr).bytes;
         if (bytes > memory.extent(0)) {
@@ -122,38 +105,27 @@ struct Decoder<Exec, T>::State {
         }
         buffers = detail::cut_buffers<T, Mem>(config, wanted, memory.data());
         shape = wanted;
-        // One block of the expected size at once, where growing by pieces would overshoot.
-        const auto attention = static_cast<std::size_t>(attention_bytes(wanted));
-        if (attention > workspace->capacity()) {
-            workspace = std::make_unique<Workspace<Mem>>();
-            typename Workspace<Mem>::Frame(*workspace).template take<std::byte>(attention);
-        }
     }
 
-    detail::LayerCall<Exec, T> layer_call(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+    static PassShape pass_of(const detail::BufferShape& shape) {
+        return {shape.tokens, shape.training, shape.recompute};
+    }
+
+    detail::LayerCall<Exec, T> layer_call(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                                           const Span1<const T, Mem>& parameters, int l) {
-        return {exec,
-                config,
-                batch.sequences,
-                plan,
-                l,
-                layers[l],
-                parameters,
-                buffers.inputs[l],
-                buffers.layer(l),
-                buffers.scratch,
-                *workspace};
+        return {exec,      config,     batch.sequences,   attention,        l,
+                layers[l], parameters, buffers.inputs[l], buffers.layer(l), buffers.scratch};
     }
 
     // Up to the residual stream after the last layer.
-    void forward(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters) {
+    void forward(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters) {
         const Region region("SparseAttn::decoder_forward");
         const auto& scratch = buffers.scratch;
         detail::check_batch<Exec>(exec, batch.tokens, batch.labels, config.vocab_size, scratch.first_bad);
         detail::rotary_table<Exec, T>(exec, batch.positions, config.rope_theta, scratch.cosine, scratch.sine);
         detail::embedding<Exec, T>(exec, batch.tokens, vocabulary_matrix(parameters, embedding), buffers.inputs[0]);
         for (int l = 0; l < config.num_hidden_layers; ++l) {
-            detail::layer_forward<Exec, T>(layer_call(batch, plan, parameters, l), buffers.inputs[l + 1]);
+            detail::layer_forward<Exec, T>(layer_call(batch, attention, parameters, l), buffers.inputs[l + 1]);
         }
         detail::rms_norm<Exec, T>(exec, detail::as_heads(buffers.inputs.back()), norm_vector(parameters),
                                   config.rms_norm_eps, detail::as_heads(scratch.normed));
@@ -206,31 +178,38 @@ struct Decoder<Exec, T>::State {
         require(false, concat("batch.labels[", t, "]"), token, concat("-1 or in [0, vocab_size = ", vocabulary));
     }
 
-    void backward(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
-                  const Span1<T, Mem>& gradients, const Span2<float, Mem>& dgate) {
+    void backward(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters,
+                  const Span1<T, Mem>& gradients, const GradientsFinal& final) {
         const Region region("SparseAttn::decoder_backward");
         const auto& scratch = buffers.scratch;
+        const auto completed = [&](std::int64_t begin) {
+            if (final) final(begin);
+        };
+        if (head != embedding) completed(head);
         detail::rms_norm_backward<Exec, T>(exec, detail::NormBackward::into_dx, detail::as_heads(buffers.inputs.back()),
                                            norm_vector(parameters), config.rms_norm_eps,
                                            detail::as_heads(scratch.normed), scratch.stream, scratch.norm_partial,
                                            norm_vector(gradients));
+        completed(norm);
         const int last = config.num_hidden_layers - 1;
         for (int l = last; l >= 0; --l) {
-            const auto call = layer_call(batch, plan, parameters, l);
+            const auto call = layer_call(batch, attention, parameters, l);
             // The one shared set of buffers still holds the last layer's.
             if (shape.recompute && l < last) detail::layer_forward<Exec, T>(call, {});
-            detail::layer_backward<Exec, T>(call, gradients, dgate);
+            detail::layer_backward<Exec, T>(call, gradients);
+            completed(layers[l].begin());
         }
         detail::embedding_backward<Exec, T>(exec, batch.tokens, scratch.stream,
                                             vocabulary_matrix(gradients, embedding));
+        completed(embedding);
     }
 
-    MemoryPlan plan_of(const detail::BufferShape& wanted) const {
+    MemoryPlan plan_of(const detail::BufferShape& wanted, const AttentionBytes& attention) const {
         const auto counted = detail::cut_buffers<T, Mem>(config, wanted, nullptr);
         MemoryPlan plan;
-        plan.activations = static_cast<std::int64_t>(counted.activation_bytes);
-        plan.workspace = static_cast<std::int64_t>(counted.bytes) - plan.activations;
-        plan.attention = attention_bytes(wanted);
+        plan.activations = static_cast<std::int64_t>(counted.activation_bytes) + attention.saved;
+        plan.workspace = static_cast<std::int64_t>(counted.bytes - counted.activation_bytes);
+        plan.attention = attention.workspace;
         return plan;
     }
 };
@@ -279,34 +258,53 @@ void Decoder<Exec, T>::initialise(const Exec& exec, const ModelConfig& config, s
 }
 
 template <class Exec, class T>
-double Decoder<Exec, T>::loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+double Decoder<Exec, T>::loss(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                               const Span1<const T, Mem>& parameters, int loss_block) {
+    return loss_and_logits(batch, attention, parameters, {}, {}, loss_block);
+}
+
+template <class Exec, class T>
+double Decoder<Exec, T>::loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
+                                         const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
+                                         const Span2<T, Mem>& logits, int loss_block) {
     const Region region("SparseAttn::loss");
     State& s = *state_;
-    s.check(batch, plan, parameters, loss_block);
+    s.check(batch, parameters, loss_block);
+    s.check_logits(batch, tokens, logits);
     if (batch.sequences.queries() == 0) return 0;
-    s.prepare({batch.sequences.queries(), plan.gated(), false, false, loss_block});
-    s.forward(batch, plan, parameters);
+    s.prepare({batch.sequences.queries(), false, false, loss_block}, attention);
+    s.forward(batch, attention, parameters);
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+        detail::gemm<Exec, T>(s.exec, Op::none, Op::transpose, T(1), row_block(s.buffers.scratch.normed, tokens[i], 1),
+                              s.vocabulary_matrix(parameters, s.head), T(0),
+                              row_block(logits, static_cast<std::int64_t>(i), 1));
+    }
     s.for_each_loss_block(batch, parameters,
-                          [&](const auto&, const auto& logits, const auto& labels, const auto& losses) {
-                              detail::cross_entropy<Exec, T>(s.exec, logits, labels, losses);
+                          [&](const auto&, const auto& block, const auto& labels, const auto& losses) {
+                              detail::cross_entropy<Exec, T>(s.exec, block, labels, losses);
                           });
     return s.finish(batch);
 }
 
 template <class Exec, class T>
-double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+double Decoder<Exec, T>::loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+                              const Span1<const T, Mem>& parameters, int loss_block) {
+    state_->planned.set(plan);
+    return loss(batch, state_->planned, parameters, loss_block);
+}
+
+template <class Exec, class T>
+double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                                             const Span1<const T, Mem>& parameters, T scale,
-                                            const Span1<T, Mem>& gradients, const Span2<float, Mem>& dgate,
-                                            const TrainingMemory& memory) {
+                                            const Span1<T, Mem>& gradients, const TrainingMemory& memory,
+                                            const GradientsFinal& final) {
     const Region region("SparseAttn::loss_and_gradients");
     State& s = *state_;
-    s.check(batch, plan, parameters, memory.loss_block);
+    s.check(batch, parameters, memory.loss_block);
     require_extent("gradients", gradients, s.table.total(), "the model's parameters");
-    if (plan.gated()) check_gates<Mem>("extents of dgate", dgate, s.config);
     if (batch.sequences.queries() == 0) return 0;
-    s.prepare({batch.sequences.queries(), plan.gated(), true, memory.recompute_layers, memory.loss_block});
-    s.forward(batch, plan, parameters);
+    s.prepare({batch.sequences.queries(), true, memory.recompute_layers, memory.loss_block}, attention);
+    s.forward(batch, attention, parameters);
     s.for_each_loss_block(batch, parameters,
                           [&](const auto& rows, const auto& logits, const auto& labels, const auto& losses) {
                               detail::cross_entropy_and_gradient<Exec, T>(s.exec, logits, labels, scale, losses);
@@ -315,25 +313,49 @@ double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, const Atten
                               detail::gemm<Exec, T>(s.exec, Op::none, Op::none, T(1), logits,
                                                     s.vocabulary_matrix(parameters, s.head), T(0), rows);
                           });
-    s.backward(batch, plan, parameters, gradients, dgate);
+    s.backward(batch, attention, parameters, gradients, final);
     return s.finish(batch);
 }
 
 template <class Exec, class T>
-MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, const TrainingMemory& memory) const {
-    require(tokens >= 0, "tokens", tokens, "at least 0");
-    require(memory.loss_block >= 1, "loss_block", memory.loss_block, "at least 1");
-    return state_->plan_of({tokens, gated, true, memory.recompute_layers, memory.loss_block});
+double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
+                                            const Span1<const T, Mem>& parameters, T scale,
+                                            const Span1<T, Mem>& gradients, const Span2<float, Mem>& dgate,
+                                            const TrainingMemory& memory) {
+    state_->planned.set(plan, dgate);
+    return loss_and_gradients(batch, state_->planned, parameters, scale, gradients, memory);
+}
+
+template <class Exec, class T>
+std::vector<std::int64_t> Decoder<Exec, T>::gradient_cuts() const {
+    const State& s = *state_;
+    std::vector<std::int64_t> cuts = {s.embedding};
+    for (const detail::LayerOffsets& layer : s.layers) cuts.push_back(layer.begin());
+    cuts.push_back(s.norm);
+    if (s.head != s.embedding) cuts.push_back(s.head);
+    return cuts;
+}
+
+template <class Exec, class T>
+MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, const LayerAttention<Exec, T>& attention, bool training,
+                                         const TrainingMemory& memory) const {
+    return memory_plan(tokens, attention.bytes(config(), State::pass_of(buffer_shape(tokens, training, memory))),
+                       training, memory);
 }
 template <class Exec, class T>
-MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, int loss_block) const {
-    require(tokens >= 0, "tokens", tokens, "at least 0");
-    require(loss_block >= 1, "loss_block", loss_block, "at least 1");
-    return state_->plan_of({tokens, gated, false, false, loss_block});
+MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, const AttentionBytes& attention, bool training,
+                                         const TrainingMemory& memory) const {
+    return state_->plan_of(buffer_shape(tokens, training, memory), attention);
+}
+template <class Exec, class T>
+MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, bool training,
+                                         const TrainingMemory& memory) const {
+    const detail::BufferShape shape = buffer_shape(tokens, training, memory);
+    return state_->plan_of(shape, BlockAttention<Exec, T>::bytes(config(), State::pass_of(shape), gated));
 }
 template <class Exec, class T>
 std::int64_t Decoder<Exec, T>::allocated() const {
-    return static_cast<std::int64_t>(state_->memory.extent(0) + state_->workspace->capacity());
+    return static_cast<std::int64_t>(state_->memory.extent(0)) + state_->planned.allocated();
 }
 
 template class Decoder<Kokkos::DefaultExecutionSpace, float>;

@@ -3,6 +3,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/model/detail/cutter.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::detail {
@@ -18,17 +19,6 @@ Span1<T, Mem> vector(const Span1<T, Mem>& flat, std::int64_t offset, int count) 
     return Span1<T, Mem>(flat.data() + offset, static_cast<std::size_t>(count));
 }
 
-// Heads [first, first + heads) of rows of concatenated heads.
-template <class T, class Mem>
-HeadsView<T, Mem> heads_of(const Span2<T, Mem>& rows, int first, int heads, int head_dim) {
-    return HeadsView<T, Mem>(rows.data() + static_cast<std::size_t>(first) * head_dim,
-                             Kokkos::LayoutStride(rows.extent(0), rows.extent(1), heads, head_dim, head_dim, 1));
-}
-template <class T, class Mem>
-RowsView<T, Mem> rows_of(const Span2<T, Mem>& rows) {
-    return RowsView<T, Mem>(rows.data(), Kokkos::LayoutStride(rows.extent(0), rows.extent(1), rows.extent(1), 1));
-}
-
 // The views of one layer's attention over its buffers.
 template <class Exec, class T>
 struct AttentionViews {
@@ -37,7 +27,6 @@ struct AttentionViews {
     int query_heads, heads, head_dim;  // query heads; query and key heads; features of one
     HeadsView<T, Mem> rotated;         // q and k as attention reads them
     AttentionInputs<T, Mem> inputs;
-    AttentionOutputs<T, Mem> full, sparse;
     HeadsView<T, Mem> out;
 
     explicit AttentionViews(const LayerCall<Exec, T>& call)
@@ -50,17 +39,8 @@ struct AttentionViews {
         inputs = {heads_of(qk, 0, query_heads, head_dim), heads_of(qk, query_heads, heads - query_heads, head_dim),
                   heads_of(saved.qkv, heads, heads - query_heads, head_dim)};
         out = heads_of(saved.attention, 0, query_heads, head_dim);
-        const bool gated = call.plan.gated();
-        full = {heads_of(gated ? saved.full : saved.attention, 0, query_heads, head_dim), rows_of(saved.lse)};
-        if (gated) sparse = {heads_of(saved.sparse, 0, query_heads, head_dim), rows_of(saved.sparse_lse)};
     }
 };
-
-template <class Exec, class T>
-Span1<const float, typename Exec::memory_space> gate_row(const LayerCall<Exec, T>& call) {
-    const auto& gate = call.plan.gate;
-    return Span1<const float, typename Exec::memory_space>(gate.data() + call.layer * gate.extent(1), gate.extent(1));
-}
 
 // From saved.qkv to saved.attention.
 template <class Exec, class T>
@@ -68,7 +48,6 @@ void attention(const LayerCall<Exec, T>& call) {
     const Region region("SparseAttn::model.attention");
     const AttentionViews<Exec, T> views(call);
     const auto& config = call.config;
-    const auto& plan = call.plan;
     if (config.qk_norm) {
         rms_norm<Exec, T>(call.exec, heads_of(call.saved.qkv, 0, views.query_heads, views.head_dim),
                           vector(call.parameters, call.offsets.q_norm, views.head_dim), config.rms_norm_eps,
@@ -79,40 +58,22 @@ void attention(const LayerCall<Exec, T>& call) {
                           heads_of(call.saved.qk, views.query_heads, views.heads - views.query_heads, views.head_dim));
     }
     rotary<Exec, T>(call.exec, Rotation::forward, call.scratch.cosine, call.scratch.sine, views.rotated);
-    if (plan.gated()) {
-        gated_attention_forward<Exec, T>(call.exec, views.inputs, call.sequences, plan.full.layout, plan.sparse->layout,
-                                         gate_row(call), plan.options, call.workspace, views.out, views.full,
-                                         views.sparse);
-    } else {
-        attention_forward<Exec, T>(call.exec, views.inputs, call.sequences, plan.full.layout, plan.options,
-                                   call.workspace, views.full);
-    }
+    call.attention.forward(call.exec, {call.layer, call.sequences, views.inputs}, views.out);
 }
 
 // From scratch.dattention to scratch.dqkv.
 template <class Exec, class T>
-void attention_gradients(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients,
-                         const Span2<float, typename Exec::memory_space>& dgate) {
+void attention_gradients(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::model.attention_backward");
     const AttentionViews<Exec, T> views(call);
-    const auto& plan = call.plan;
     const auto& scratch = call.scratch;
     const int query_heads = views.query_heads, heads = views.heads, d = views.head_dim;
     const auto dquery = heads_of(scratch.dqkv, 0, query_heads, d);
     const auto dkey = heads_of(scratch.dqkv, query_heads, heads - query_heads, d);
     const AttentionGradients<T, Mem> results{dquery, dkey, heads_of(scratch.dqkv, heads, heads - query_heads, d)};
     const HeadsView<const T, Mem> dout = heads_of(scratch.dattention, 0, query_heads, d);
-    if (plan.gated()) {
-        gated_attention_backward<Exec, T>(call.exec, dout, views.inputs, views.full, views.sparse, call.sequences,
-                                          plan.full, *plan.sparse, gate_row(call), plan.options, call.workspace,
-                                          results, scratch.dgate);
-        add<Exec, float>(call.exec, scratch.dgate,
-                         Span1<float, Mem>(dgate.data() + call.layer * dgate.extent(1), dgate.extent(1)));
-    } else {
-        attention_backward<Exec, T>(call.exec, dout, views.inputs, views.full, call.sequences, plan.full, plan.options,
-                                    call.workspace, results);
-    }
+    call.attention.backward(call.exec, {call.layer, call.sequences, views.inputs}, views.out, dout, results);
     rotary<Exec, T>(call.exec, Rotation::inverse, scratch.cosine, scratch.sine, heads_of(scratch.dqkv, 0, heads, d));
     if (call.config.qk_norm) {
         const double eps = call.config.rms_norm_eps;
@@ -200,8 +161,7 @@ void layer_forward(const LayerCall<Exec, T>& call, const Span2<T, typename Exec:
 }
 
 template <class Exec, class T>
-void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients,
-                    const Span2<float, typename Exec::memory_space>& dgate) {
+void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients) {
     const Region region("SparseAttn::layer_backward");
     const auto& saved = call.saved;
     const auto& scratch = call.scratch;
@@ -214,7 +174,7 @@ void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec
 
     linear_input_gradient(call, scratch.stream, call.offsets.o, scratch.dattention);
     linear_weight_gradient(call, scratch.stream, saved.attention, call.offsets.o, gradients);
-    attention_gradients(call, gradients, dgate);
+    attention_gradients(call, gradients);
     linear_input_gradient(call, scratch.dqkv, call.offsets.qkv, scratch.normed);
     norm_gradients(call, call.input, call.offsets.input_norm, gradients);
     linear_weight_gradient(call, scratch.dqkv, scratch.normed, call.offsets.qkv, gradients);
@@ -222,8 +182,7 @@ void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec
 
 #define SPARSEATTN_LAYER(EXEC, T)                                                                         \
     template void layer_forward(const LayerCall<EXEC, T>&, const Span2<T, typename EXEC::memory_space>&); \
-    template void layer_backward(const LayerCall<EXEC, T>&, const Span1<T, typename EXEC::memory_space>&, \
-                                 const Span2<float, typename EXEC::memory_space>&);
+    template void layer_backward(const LayerCall<EXEC, T>&, const Span1<T, typename EXEC::memory_space>&);
 SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, float)
 SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, double)
 

@@ -1,3 +1,4 @@
+#include <charconv>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -48,6 +49,39 @@ int parse_head(const std::string& text, const std::string& where) {
 
 }  // namespace
 
+std::string name(Type type) {
+    for (const auto& [candidate, text] : type_names) {
+        if (candidate == type) return text;
+    }
+    return "";
+}
+
+MInferencePattern parse_minference_pattern(const std::string& text) {
+    const std::size_t colon = text.find(':');
+    MInferencePattern pattern;
+    bool known = false;
+    for (const auto& [type, spelling] : type_names) {
+        if (text.substr(0, colon) != spelling) continue;
+        pattern.type = type;
+        known = true;
+    }
+    require(known, "pattern", concat("'", text, "'"),
+            "TYPE:FIRST,SECOND with type vertical_and_slash, stream_llm, tri_shape, block_sparse or dense");
+    if (colon == std::string::npos) {
+        require(pattern.type == Type::block_sparse || pattern.type == Type::dense, "pattern", concat("'", text, "'"),
+                "TYPE:FIRST,SECOND");
+        return pattern;
+    }
+    const char* end = text.data() + text.size();
+    const auto first = std::from_chars(text.data() + colon + 1, end, pattern.first);
+    const bool comma = first.ec == std::errc() && first.ptr != end && *first.ptr == ',';
+    const auto second = std::from_chars(comma ? first.ptr + 1 : end, end, pattern.second);
+    require(comma && second.ec == std::errc() && second.ptr == end && pattern.first >= 0 && pattern.second >= 0,
+            "sizes of a pattern", concat("'", text.substr(colon + 1), "'"),
+            "two whole numbers FIRST,SECOND, at least 0");
+    return pattern;
+}
+
 MInferenceTable read_minference_table(const std::string& path) {
     std::ifstream file(path);
     if (!file) throw FileError(concat(path, ": cannot be opened for reading"));
@@ -82,11 +116,8 @@ void write_minference_table(const std::string& path, const MInferenceTable& tabl
     for (const auto& layer : table.layers) {
         Json object = Json::object();
         for (const auto& [head, pattern] : layer) {
-            std::string name;
-            for (const auto& [type, text] : type_names) {
-                if (type == pattern.type) name = text;
-            }
-            object[std::to_string(head)] = Json::array({name, pattern.first, pattern.second, pattern.score});
+            object[std::to_string(head)] =
+                Json::array({name(pattern.type), pattern.first, pattern.second, pattern.score});
         }
         json.push_back(object);
     }

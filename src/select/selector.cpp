@@ -11,24 +11,6 @@
 namespace sparseattn {
 namespace {
 
-bool is_causal(const SelectorOptions& options) {
-    return std::visit(
-        [](const auto& method) {
-            if constexpr (requires { method.causal; }) return method.causal;
-            return true;
-        },
-        options);
-}
-
-// The mode of heads that need no scores, for methods that look at none.
-std::optional<HeadMode> scoreless_mode(const SelectorOptions& options) {
-    if (std::holds_alternative<FullOptions>(options)) return HeadMode::dense();
-    if (const auto* streaming = std::get_if<StreamingOptions>(&options)) {
-        return HeadMode::stream(streaming->sink, streaming->local, streaming->granularity, streaming->dense_tail);
-    }
-    return std::nullopt;
-}
-
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> estimate(const Exec& exec,
                                                   const HeadsView<const T, typename Exec::memory_space>& query,
@@ -48,6 +30,27 @@ BlockLayout<typename Exec::memory_space> estimate(const Exec& exec,
 }
 
 }  // namespace
+
+bool is_causal(const SelectorOptions& options) {
+    return std::visit(
+        [](const auto& method) {
+            if constexpr (requires { method.causal; }) return method.causal;
+            return true;
+        },
+        options);
+}
+
+std::optional<HeadMode> scoreless_mode(const SelectorOptions& options) {
+    if (std::holds_alternative<FullOptions>(options)) return HeadMode::dense();
+    if (const auto* streaming = std::get_if<StreamingOptions>(&options)) {
+        return HeadMode::stream(streaming->sink, streaming->local, streaming->granularity, streaming->dense_tail);
+    }
+    return std::nullopt;
+}
+
+int block_of(const SelectorOptions& options) {
+    return std::visit([](const auto& method) { return method.block; }, options);
+}
 
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select(
@@ -72,7 +75,7 @@ BlockLayout<typename Exec::memory_space> select(
         pick[h] = fixed || scoreless ? 1 : 0;
         if (pick[h] == 0) heads.push_back(h);
     }
-    const int block = std::visit([](const auto& method) { return method.block; }, options);
+    const int block = block_of(options);
     if (heads.empty()) return build_layout(exec, sequences, block, is_causal(options), modes);
 
     BlockLayout<Mem> estimated = estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads);

@@ -1,6 +1,6 @@
+#include <charconv>
 #include <cmath>
 #include <fstream>
-#include <iomanip>
 #include <limits>
 #include <sstream>
 
@@ -28,6 +28,12 @@ std::vector<double> read_row(const std::string& line, const std::string& where) 
         row.push_back(value);
     }
     return row;
+}
+
+// The shortest text that reads back the same.
+std::string shortest(double value) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof text, value).ptr};
 }
 
 }  // namespace
@@ -64,9 +70,9 @@ XAttentionThresholds read_xattention_thresholds(const std::string& path) {
 
 void write_xattention_thresholds(const std::string& path, const XAttentionThresholds& thresholds) {
     std::ofstream file(path);
-    file << "# XAttention thresholds: one line a layer, one column a query head\n" << std::setprecision(17);
+    file << "# XAttention thresholds: one line a layer, one column a query head\n";
     for (const std::vector<double>& layer : thresholds.layers) {
-        for (std::size_t h = 0; h < layer.size(); ++h) file << (h == 0 ? "" : "\t") << layer[h];
+        for (std::size_t h = 0; h < layer.size(); ++h) file << (h == 0 ? "" : "\t") << shortest(layer[h]);
         file << '\n';
     }
     file.close();

@@ -1,5 +1,6 @@
 #include "sparseattn/train/adamw.hpp"
 
+#include <algorithm>
 #include <string>
 
 #include "sparseattn/core/error.hpp"
@@ -12,32 +13,35 @@ namespace {
 template <class Exec>
 using Range = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
 
-// Elements [begin, end) of the flat buffers, all with the same decay.
+// Elements [begin, end) of the flat buffers, all with the same decay; the moments begin at element `first`.
 template <class Exec>
-void update_range(const Exec& exec, std::int64_t begin, std::int64_t end, const AdamWUpdate<float>& update,
-                  const Span1<float, typename Exec::memory_space>& parameters,
+void update_range(const Exec& exec, std::int64_t begin, std::int64_t end, std::int64_t first,
+                  const AdamWUpdate<float>& update, const Span1<float, typename Exec::memory_space>& parameters,
                   const Span1<const float, typename Exec::memory_space>& gradients,
                   const Span1<float, typename Exec::memory_space>& m,
                   const Span1<float, typename Exec::memory_space>& v) {
     Kokkos::parallel_for(
         "SparseAttn::adamw", Range<Exec>(exec, begin, end),
-        KOKKOS_LAMBDA(std::int64_t i) { update.apply(parameters(i), gradients(i), m(i), v(i)); });
+        KOKKOS_LAMBDA(std::int64_t i) { update.apply(parameters(i), gradients(i), m(i - first), v(i - first)); });
 }
 
 }  // namespace
 
 template <class Exec>
-void adamw_update(const Exec& exec, const ParameterTable& table, const AdamWUpdate<float>& update,
-                  const Span1<float, typename Exec::memory_space>& parameters,
+void adamw_update(const Exec& exec, const ParameterTable& table, const IndexRange& range,
+                  const AdamWUpdate<float>& update, const Span1<float, typename Exec::memory_space>& parameters,
                   const Span1<const float, typename Exec::memory_space>& gradients,
                   const Span1<float, typename Exec::memory_space>& m,
                   const Span1<float, typename Exec::memory_space>& v) {
     const Region region("SparseAttn::adamw");
     const auto total = static_cast<std::size_t>(table.total());
+    const auto count = static_cast<std::size_t>(range.count());
+    require(range.begin >= 0 && range.begin <= range.end && range.end <= table.total(), "range",
+            concat('[', range.begin, ", ", range.end, ')'), concat("within the model's ", total, " parameters"));
     require(parameters.extent(0) == total, "parameters.extent(0)", parameters.extent(0), concat(total));
     require(gradients.extent(0) == total, "gradients.extent(0)", gradients.extent(0), concat(total));
-    require(m.extent(0) == total, "m.extent(0)", m.extent(0), concat(total));
-    require(v.extent(0) == total, "v.extent(0)", v.extent(0), concat(total));
+    require(m.extent(0) == count, "m.extent(0)", m.extent(0), concat(count));
+    require(v.extent(0) == count, "v.extent(0)", v.extent(0), concat(count));
     AdamWUpdate<float> without_decay = update;
     without_decay.decay = 0.0F;
     // Neighbours of the same kind go in one kernel.
@@ -45,8 +49,12 @@ void adamw_update(const Exec& exec, const ParameterTable& table, const AdamWUpda
     for (std::size_t first = 0; first < tensors.size();) {
         std::size_t last = first;
         while (last + 1 < tensors.size() && tensors[last + 1].decay == tensors[first].decay) ++last;
-        update_range(exec, tensors[first].offset, tensors[last].offset + tensors[last].count,
-                     tensors[first].decay ? update : without_decay, parameters, gradients, m, v);
+        const std::int64_t begin = std::max(tensors[first].offset, range.begin);
+        const std::int64_t end = std::min(tensors[last].offset + tensors[last].count, range.end);
+        if (begin < end) {
+            update_range(exec, begin, end, range.begin, tensors[first].decay ? update : without_decay, parameters,
+                         gradients, m, v);
+        }
         first = last + 1;
     }
 }
@@ -82,7 +90,7 @@ double squared_norm(const Exec& exec, const Span1<const float, typename Exec::me
 }
 
 #define SPARSEATTN_INSTANTIATE(EXEC)                                                                                   \
-    template void adamw_update(const EXEC&, const ParameterTable&, const AdamWUpdate<float>&,                          \
+    template void adamw_update(const EXEC&, const ParameterTable&, const IndexRange&, const AdamWUpdate<float>&,       \
                                const Span1<float, EXEC::memory_space>&, const Span1<const float, EXEC::memory_space>&, \
                                const Span1<float, EXEC::memory_space>&, const Span1<float, EXEC::memory_space>&);      \
     template double squared_norm(const EXEC&, const Span1<const float, EXEC::memory_space>&);

@@ -11,6 +11,8 @@
 #include "sparseattn/train/detail/mean_loss.hpp"
 #include "sparseattn/train/detail/run_state.hpp"
 #include "sparseattn/train/reports.hpp"
+#include "sparseattn/train/train_options.hpp"
+#include "sparseattn/train/trained_model.hpp"
 
 namespace sparseattn {
 namespace {
@@ -21,59 +23,61 @@ using nlohmann::json;
 
 // A checkpoint's model, its weights and what it was trained with.
 struct Trained {
-    ModelConfig model;
+    TrainedModel model;
     Array1<float, TrainMem> parameters;
     std::optional<HeadMap> deployed;
-    std::int64_t step = 0;
-    std::uint64_t seed = 1;
     int sequence_length = 0;
-    HeadMode sparse;
+    int block = 0;
+    std::string branch_text;
+    SparseBranch sparse;
 };
 
-const json& entry(const CheckpointReader& reader, const json& object, const char* key) {
-    const auto found = object.is_object() ? object.find(key) : object.end();
-    if (!object.is_object() || found == object.end()) {
-        throw CheckpointError(concat(reader.directory().string(), ": the state has no ", key));
-    }
-    return *found;
-}
-
-HeadMode sparse_mode(const CheckpointReader& reader, const EvaluationOptions& options) {
-    const SparsityOptions standard;  // for models trained without gates
-    HeadMode mode = HeadMode::stream(standard.sink, standard.local, standard.granularity);
+SparsityOptions branch_options(const CheckpointReader& reader, const EvaluationOptions& options) {
+    SparsityOptions branch;  // the standard one for models trained without gates
     const json& state = reader.meta().state;
     if (state.contains("sparsity")) {
         const json& sparsity = state["sparsity"];
-        mode.sink = entry(reader, sparsity, "sink").get<std::int32_t>();
-        mode.local = entry(reader, sparsity, "local").get<std::int32_t>();
-        mode.granularity = entry(reader, sparsity, "granularity") == "block" ? Granularity::block : Granularity::token;
+        branch.sparse_branch = sparsity.value("sparse_branch", branch.sparse_branch);
+        branch.sink = state_entry(reader, sparsity, "sink").get<std::int32_t>();
+        branch.local = state_entry(reader, sparsity, "local").get<std::int32_t>();
+        branch.granularity =
+            state_entry(reader, sparsity, "granularity") == "block" ? Granularity::block : Granularity::token;
     }
-    mode.sink = options.sink.value_or(mode.sink);
-    mode.local = options.local.value_or(mode.local);
-    mode.granularity = options.granularity.value_or(mode.granularity);
-    return mode;
+    if (!options.sparse_branch.empty()) branch.sparse_branch = options.sparse_branch;
+    const bool window = options.sink || options.local || options.granularity;
+    require(!window || branch.sparse_branch == "streaming", "sink, local or granularity", "given",
+            concat("left out with the sparse branch '", branch.sparse_branch, "'"));
+    branch.sink = options.sink.value_or(branch.sink);
+    branch.local = options.local.value_or(branch.local);
+    branch.granularity = options.granularity.value_or(branch.granularity);
+    return branch;
+}
+
+int block_edge(const CheckpointReader& reader, const EvaluationOptions& options) {
+    const json& state = reader.meta().state;
+    const TrainOptions standard;
+    return options.block.value_or(state.value("sparsity", json::object()).value("block", standard.block));
 }
 
 Trained load(const EvaluationOptions& options) {
     const CheckpointReader reader(options.checkpoint);
-    const json& state = reader.meta().state;
     Trained trained;
+    trained.model = read_trained_model(reader);
+    trained.sequence_length = options.sequence_length.value_or(trained.model.sequence_length);
     try {
-        trained.model = ModelConfig::from_json(entry(reader, state, "model"));
-        trained.seed = entry(reader, state, "seed").get<std::uint64_t>();
-        trained.sequence_length = options.sequence_length.value_or(entry(reader, state, "sequence_length").get<int>());
-        trained.sparse = sparse_mode(reader, options);
+        const SparsityOptions branch = branch_options(reader, options);
+        trained.block = block_edge(reader, options);
+        trained.branch_text = branch.sparse_branch;
+        trained.sparse = make_sparse_branch(branch, trained.model.config, trained.block);
     } catch (const json::exception& error) {
         throw CheckpointError(concat(options.checkpoint.string(), ": the state is damaged: ", error.what()));
     }
-    trained.step = reader.meta().step;
-    const ParameterTable table(trained.model);
-    trained.parameters = Array1<float, TrainMem>("SparseAttn::parameters", table.total());
-    detail::load_weights(reader, table, trained.parameters);
-    std::optional<HeadGates> gates = detail::load_gates(reader, trained.model);
+    const ModelConfig& config = trained.model.config;
+    trained.parameters = load_parameters(reader, config);
+    std::optional<HeadGates> gates = detail::load_gates(reader, config);
     if (!options.masks.empty()) {
-        gates = HeadGates::from_masks(
-            read_head_masks(options.masks, trained.model.num_hidden_layers, trained.model.num_key_value_heads));
+        gates =
+            HeadGates::from_masks(read_head_masks(options.masks, config.num_hidden_layers, config.num_key_value_heads));
     }
     if (gates) trained.deployed = gates->deterministic().z;
     return trained;
@@ -88,26 +92,29 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
     require(options.loss_block >= 1, "loss_block", options.loss_block, "at least 1");
     Trained trained;
     communicator.together([&] { trained = load(options); });
-    require(trained.model.vocab_size >= data.vocab_size(), "the data's vocab_size", data.vocab_size(),
-            concat("at most ", trained.model.vocab_size, ", the model's"));
+    const ModelConfig& config = trained.model.config;
+    require(config.vocab_size >= data.vocab_size(), "the data's vocab_size", data.vocab_size(),
+            concat("at most ", config.vocab_size, ", the model's"));
 
     const PackStream stream(options.train_split ? data.train() : data.validation(), trained.sequence_length,
-                            trained.seed, true);
+                            trained.model.seed, true);
     const TrainExec exec;
-    detail::PackRunner runner(exec, trained.model,
-                              {options.block, options.implementation, trained.sparse, {false, options.loss_block}});
+    detail::PackRunner runner(exec, config,
+                              {trained.block, options.implementation, trained.sparse, {false, options.loss_block}},
+                              ProcessGrid(communicator));
     EvaluationResult result;
-    result.step = trained.step;
+    result.step = trained.model.step;
+    result.sparse_branch = trained.branch_text;
     result.packs = stream.packs_per_epoch();
     if (options.packs > 0) result.packs = std::min(result.packs, options.packs);
     const auto measure = [&](const HeadMap* gates) {
-        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters, communicator);
+        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters);
         result.labels = mean.labels;
         return mean.loss;
     };
     if (options.dense) result.dense = measure(nullptr);
-    const HeadMap streaming(trained.model.num_hidden_layers, trained.model.num_key_value_heads, 0.0);
-    if (options.sparse) result.sparse = measure(&streaming);
+    const HeadMap closed(config.num_hidden_layers, config.num_key_value_heads, 0.0);
+    if (options.sparse) result.sparse = measure(&closed);
     if (trained.deployed) {
         result.head_map = *trained.deployed;
         result.deployed_sparsity = head_sparsity(result.head_map);
@@ -128,6 +135,7 @@ json EvaluationResult::to_json() const {
     return {{"step", step},
             {"dense", dense},
             {"sparse", sparse},
+            {"sparse_branch", sparse_branch},
             {"deployed", deployed},
             {"deployed_sparsity", deployed_sparsity},
             {"head_map", std::move(map)},

@@ -5,17 +5,18 @@
 namespace sparseattn::detail {
 
 MeanLoss mean_loss(PackRunner& runner, const PackStream& stream, std::int64_t packs, const HeadMap* gates,
-                   const Span1<const float, TrainMem>& parameters, const Communicator& communicator) {
+                   const Span1<const float, TrainMem>& parameters) {
     const Region region("SparseAttn::mean_loss");
     double loss = 0;
     std::int64_t labels = 0;
-    for (std::int64_t p = communicator.rank(); p < packs; p += communicator.size()) {
+    const ProcessGrid& grid = runner.grid();
+    for (std::int64_t p = grid.data_index(); p < packs; p += grid.data_parallel()) {
         const PackedTokens pack = stream.pack(p);
         loss += runner.loss(pack, gates, parameters);
-        labels += count_labels(pack);
+        labels += runner.count_labels(pack);
     }
-    communicator.all_reduce_sum(&loss, 1);
-    communicator.all_reduce_sum(&labels, 1);
+    grid.world().all_reduce_sum(&loss, 1);
+    grid.world().all_reduce_sum(&labels, 1);
     return {loss / static_cast<double>(labels), labels};
 }
 

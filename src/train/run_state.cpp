@@ -6,7 +6,6 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/version.hpp"
-#include "sparseattn/parallel/partition.hpp"
 #include "sparseattn/sparsity/head_masks.hpp"
 
 namespace sparseattn::detail {
@@ -40,14 +39,37 @@ HeadGates initial_gates(const TrainOptions& options) {
     return HeadGates::initial(config.num_hidden_layers, config.num_key_value_heads, options.sparsity, options.seed);
 }
 
-void load_flat(const CheckpointReader& reader, const std::string& prefix, const ParameterTable& table,
-               const Array1<float, TrainMem>& buffer) {
-    const auto host = Kokkos::create_mirror_view(buffer);
+// Elements `range` of the flat buffer, to `values`.
+void load_range(const CheckpointReader& reader, const std::string& prefix, const ParameterTable& table,
+                const IndexRange& range, float* values) {
     for (const ParameterInfo& tensor : table.parameters()) {
+        const std::int64_t begin = std::max(range.begin, tensor.offset);
+        const std::int64_t end = std::min(range.end, tensor.offset + tensor.count);
+        if (begin >= end) continue;
         reader.require_shape(prefix + tensor.name, tensor.shape);
-        reader.read_as(prefix + tensor.name, 0, tensor.count, host.data() + tensor.offset);
+        reader.read_as(prefix + tensor.name, begin - tensor.offset, end - begin, values + (begin - range.begin));
     }
-    Kokkos::deep_copy(buffer, host);
+}
+
+// This rank's shares of the weights.
+void load_shares(const CheckpointReader& reader, const ParameterTable& table, const FlatShards& shards,
+                 const Array1<float, TrainMem>& parameters) {
+    for (int b = 0; b < shards.buckets(); ++b) {
+        const IndexRange share = shards.share(b);
+        const auto device = Kokkos::subview(parameters, std::make_pair(share.begin, share.end));
+        const auto host = Kokkos::create_mirror_view(device);
+        load_range(reader, "", table, share, host.data());
+        Kokkos::deep_copy(device, host);
+    }
+}
+
+void load_moments(const CheckpointReader& reader, const std::string& prefix, const ParameterTable& table,
+                  const FlatShards& shards, const Array1<float, TrainMem>& moments) {
+    const auto host = Kokkos::create_mirror_view(moments);
+    for (int b = 0; b < shards.buckets(); ++b) {
+        load_range(reader, prefix, table, shards.share(b), host.data() + shards.packed(b).begin);
+    }
+    Kokkos::deep_copy(moments, host);
 }
 
 void load_host(const CheckpointReader& reader, const std::string& name, const std::vector<std::int64_t>& shape,
@@ -72,7 +94,9 @@ std::int64_t counter(const CheckpointReader& reader, const json& state, const ch
 }
 
 void check_fixed(const CheckpointReader& reader, const json& must) {
-    const json was = reader.meta().state.value("fixed", json::object());
+    json was = reader.meta().state.value("fixed", json::object());
+    // Checkpoints from before there was another branch.
+    if (!was.contains("sparsity.sparse_branch")) was["sparsity.sparse_branch"] = "streaming";
     for (const auto& [key, value] : must.items()) {
         const auto found = was.find(key);
         if (found == was.end() || *found != value) {
@@ -85,21 +109,22 @@ void check_fixed(const CheckpointReader& reader, const json& must) {
 
 }  // namespace
 
-RunState initial_state(const TrainExec& exec, const TrainOptions& options, const ParameterTable& table) {
+RunState initial_state(const TrainExec& exec, const TrainOptions& options, const ParameterTable& table,
+                       const FlatShards& shards) {
     RunState state;
     const auto total = static_cast<std::size_t>(table.total());
     state.parameters =
         Array1<float, TrainMem>(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "SparseAttn::parameters"), total);
     if (learns_weights(options.mode)) {
-        state.m = Array1<float, TrainMem>("SparseAttn::adamw.m", total);
-        state.v = Array1<float, TrainMem>("SparseAttn::adamw.v", total);
+        state.m = Array1<float, TrainMem>("SparseAttn::adamw.m", shards.packed_size());
+        state.v = Array1<float, TrainMem>("SparseAttn::adamw.v", shards.packed_size());
     }
     if (options.init_from.empty()) {
         Decoder<TrainExec, float>::initialise(exec, options.model, options.seed, state.parameters);
         fence(exec, "SparseAttn::initialise");
     } else {
         fence(exec, "SparseAttn::parameters");
-        load_weights(CheckpointReader(options.init_from), table, state.parameters);
+        load_shares(CheckpointReader(options.init_from), table, shards, state.parameters);
     }
     if (has_gates(options.mode)) state.gates.emplace(options, initial_gates(options));
     return state;
@@ -116,6 +141,7 @@ json fixed_settings(const TrainOptions& options, const TokenDataset& data) {
     fixed["data.vocab_size"] = data.vocab_size();
     fixed["train.mode"] = to_string(options.mode);
     fixed["train.batch_size"] = options.batch_size;
+    if (has_gates(options.mode)) fixed["sparsity.sparse_branch"] = options.sparsity.sparse_branch;
     return fixed;
 }
 
@@ -143,9 +169,11 @@ CheckpointMeta describe(const RunState& state, const TrainOptions& options, cons
     const SparsityOptions& sparsity = options.sparsity;
     meta.state["gate_updates"] = state.gates->updates;
     meta.state["sparsity"] = {
+        {"sparse_branch", sparsity.sparse_branch},
         {"sink", sparsity.sink},
         {"local", sparsity.local},
         {"granularity", sparsity.granularity == Granularity::block ? "block" : "token"},
+        {"block", options.block},
         {"end_head_sparsity", sparsity.end_head_sparsity},
         {"target", learns_masks(options.mode) ? json(state.gates->target(state.step)) : json()},
         {"deployed", head_sparsity(state.gates->deployed())},
@@ -155,32 +183,40 @@ CheckpointMeta describe(const RunState& state, const TrainOptions& options, cons
     return meta;
 }
 
-StateParts::StateParts(const RunState& state, const ParameterTable& table, const TrainOptions& options, int rank,
-                       int ranks) {
-    add_flat("", table, state.parameters, rank, ranks);
+StateParts::StateParts(const RunState& state, const ParameterTable& table, const FlatShards& shards,
+                       const TrainOptions& options, int rank) {
+    const auto keep = [&](const auto& view) {
+        copies_.push_back(Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace(), view));
+        return copies_.back().data();
+    };
+    for (int b = 0; b < shards.buckets(); ++b) {
+        const IndexRange share = shards.share(b);
+        if (share.count() == 0) continue;
+        add_range("", table, share, keep(Kokkos::subview(state.parameters, std::make_pair(share.begin, share.end))));
+    }
     if (learns_weights(options.mode)) {
-        add_flat(m_prefix, table, state.m, rank, ranks);
-        add_flat(v_prefix, table, state.v, rank, ranks);
+        const float* m = keep(state.m);
+        const float* v = keep(state.v);
+        for (int b = 0; b < shards.buckets(); ++b) {
+            add_range(m_prefix, table, shards.share(b), m + shards.packed(b).begin);
+            add_range(v_prefix, table, shards.share(b), v + shards.packed(b).begin);
+        }
     }
     if (!state.gates || rank != 0) return;
     add_host(log_alpha_name, gate_shape(options.model), state.gates->log_alpha, learns_masks(options.mode));
     if (learns_masks(options.mode)) add_host(lambda_name, {2}, state.gates->lambdas, true);
 }
 
-void StateParts::add_flat(const std::string& prefix, const ParameterTable& table, const Array1<float, TrainMem>& buffer,
-                          int rank, int ranks) {
-    const IndexRange mine = partition(table.total(), rank, ranks);
-    if (mine.count() == 0) return;
-    const auto range = Kokkos::subview(buffer, std::make_pair(mine.begin, mine.end));
-    copies_.push_back(Kokkos::create_mirror_view_and_copy(Kokkos::HostSpace(), range));
+void StateParts::add_range(const std::string& prefix, const ParameterTable& table, const IndexRange& range,
+                           const float* values) {
     for (const ParameterInfo& tensor : table.parameters()) {
-        const std::int64_t begin = std::max(mine.begin, tensor.offset);
-        const std::int64_t end = std::min(mine.end, tensor.offset + tensor.count);
+        const std::int64_t begin = std::max(range.begin, tensor.offset);
+        const std::int64_t end = std::min(range.end, tensor.offset + tensor.count);
         if (begin >= end) continue;
         parts_.push_back({{prefix + tensor.name, DType::float32, tensor.shape},
                           begin - tensor.offset,
                           end - begin,
-                          copies_.back().data() + (begin - mine.begin)});
+                          values + (begin - range.begin)});
     }
 }
 
@@ -197,7 +233,7 @@ void StateParts::add_host(const std::string& name, const std::vector<std::int64_
 
 void load_weights(const CheckpointReader& reader, const ParameterTable& table,
                   const Array1<float, TrainMem>& parameters) {
-    load_flat(reader, "", table, parameters);
+    load_shares(reader, table, FlatShards({0, table.total()}, 0, 1), parameters);
 }
 
 std::optional<HeadGates> load_gates(const CheckpointReader& reader, const ModelConfig& config) {
@@ -209,7 +245,7 @@ std::optional<HeadGates> load_gates(const CheckpointReader& reader, const ModelC
 }
 
 void load_state(const CheckpointReader& reader, const TrainOptions& options, const TokenDataset& data,
-                const ParameterTable& table, RunState& state) {
+                const ParameterTable& table, const FlatShards& shards, RunState& state) {
     check_fixed(reader, fixed_settings(options, data));
     const json& counters = reader.meta().state;
     state.step = reader.meta().step;
@@ -217,10 +253,10 @@ void load_state(const CheckpointReader& reader, const TrainOptions& options, con
     state.weight_updates = counter(reader, counters, "weight_updates");
     state.skipped_steps = counter(reader, counters, "skipped_steps");
     state.skipped_in_row = static_cast<int>(counter(reader, counters, "skipped_in_row"));
-    load_flat(reader, "", table, state.parameters);
+    load_shares(reader, table, shards, state.parameters);
     if (learns_weights(options.mode)) {
-        load_flat(reader, m_prefix, table, state.m);
-        load_flat(reader, v_prefix, table, state.v);
+        load_moments(reader, m_prefix, table, shards, state.m);
+        load_moments(reader, v_prefix, table, shards, state.v);
     }
     if (!state.gates) return;
     const bool learns = learns_masks(options.mode);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/sparsity/sparse_branch.hpp"
 
 namespace sparseattn {
 namespace {
@@ -49,14 +50,29 @@ void TrainOptions::validate() const {
     require(max_skipped_steps >= 1, "max_skipped_steps", max_skipped_steps, "at least 1");
     require(sequence_length >= 2, "sequence_length", sequence_length, "at least 2");
     require(block == 64 || block == 128, "block", block, "64 or 128");
+    if (has_gates(mode)) (void)make_sparse_branch(sparsity, model, block);
     require(checkpoint_interval >= 0, "checkpoint_interval", checkpoint_interval, "at least 0");
     require(keep_checkpoints >= 2, "keep_checkpoints", keep_checkpoints, "at least 2");
     require(evaluation_interval >= 0, "evaluation_interval", evaluation_interval, "at least 0");
     require(evaluation_packs >= 0, "evaluation_packs", evaluation_packs, "at least 0");
+    require(seq_parallel_size >= 1, "seq_parallel_size", seq_parallel_size, "at least 1");
+    require(seq_parallel_size <= sequence_length, "seq_parallel_size", seq_parallel_size,
+            concat("at most sequence_length, ", sequence_length));
+    require(bucket_bytes >= 1, "bucket_bytes", bucket_bytes, "at least 1");
     if (mode == TrainMode::weights_only && masks.empty() && init_from.empty()) {
         throw InvalidArgument(
             "mode weights_only needs fixed masks: set masks (a TSV file) or init_from (a checkpoint)");
     }
+}
+
+void TrainOptions::validate(int ranks) const {
+    validate();
+    require(ranks % seq_parallel_size == 0, "seq_parallel_size", seq_parallel_size,
+            concat("a divisor of the number of ranks, ", ranks));
+    const int groups = ranks / seq_parallel_size;
+    require(batch_size >= groups, "batch_size", batch_size,
+            concat("at least ", groups, ", the number of sequence groups (", ranks, " ranks, ", seq_parallel_size,
+                   " in each): each works on whole packs"));
 }
 
 }  // namespace sparseattn

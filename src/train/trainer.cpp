@@ -15,6 +15,7 @@
 #include "sparseattn/train/detail/mean_loss.hpp"
 #include "sparseattn/train/detail/run_log.hpp"
 #include "sparseattn/train/detail/run_state.hpp"
+#include "sparseattn/train/detail/sharded_update.hpp"
 #include "sparseattn/train/learning_rate.hpp"
 
 namespace sparseattn {
@@ -28,20 +29,10 @@ double seconds_since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-detail::PackSettings pack_settings(const TrainOptions& options) {
-    const SparsityOptions& sparsity = options.sparsity;
-    return {options.block,
-            options.implementation,
-            HeadMode::stream(sparsity.sink, sparsity.local, sparsity.granularity),
-            {options.recompute, options.loss_block}};
-}
-
 TrainOptions checked(TrainOptions options, const TokenDataset& data, const Communicator& communicator) {
-    options.validate();
+    options.validate(communicator.size());
     require(options.model.vocab_size >= data.vocab_size(), "model.vocab_size", options.model.vocab_size,
             concat("at least ", data.vocab_size(), ", the vocabulary of the data"));
-    require(options.batch_size >= communicator.size(), "batch_size", options.batch_size,
-            concat("at least the number of ranks, ", communicator.size()));
     return options;
 }
 
@@ -66,8 +57,8 @@ class Trainer::State {
     };
 
     std::vector<Slot> packs_of_step() const;
-    double learn_from(const Slot& slot, double scale);
-    StopRequest reduce(double& loss);
+    double learn_from(const Slot& slot, double scale, bool last);
+    void reduce(StepReport& report);
     bool update(StepReport& report);
     StepReport begin_report() const;
     void open_log();
@@ -77,16 +68,15 @@ class Trainer::State {
 
     const TrainOptions options_;
     const TokenDataset data_;
-    const Communicator communicator_;
+    const Communicator communicator_;  // all ranks
     const TrainObserver observer_;
     const LearningRateSchedule schedule_;
     const PackStream stream_;
     std::optional<PackStream> validation_;
     TrainExec exec_;
     detail::PackRunner runner_;
-    Array1<float, TrainMem> gradients_;
-    decltype(Kokkos::create_mirror_view(Array1<float, TrainMem>())) staging_;  // the same memory on the host
-    std::optional<detail::RunLog> log_;                                        // rank 0
+    detail::ShardedUpdate weights_;
+    std::optional<detail::RunLog> log_;  // rank 0
     bool log_open_ = false;
     bool continued_ = false;
     StopRequest request_;  // agreed in the last step
@@ -99,14 +89,17 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
       observer_(std::move(observer)),
       schedule_(options_.max_steps, options_.warmup_ratio, options_.min_lr_ratio),
       stream_(data.train(), options_.sequence_length, options_.seed, options_.shuffle),
-      runner_(exec_, options_.model, pack_settings(options_)) {
+      runner_(exec_, options_.model, detail::pack_settings(options_),
+              ProcessGrid(communicator_, options_.seq_parallel_size)),
+      weights_(
+          exec_, communicator_,
+          detail::weight_shards(runner_.decoder(), options_.bucket_bytes, communicator_.rank(), communicator_.size())) {
     if (options_.evaluation_packs > 0) {
         validation_.emplace(data.validation(), options_.sequence_length, options_.seed, true);
     }
     const ParameterTable& table = runner_.decoder().table();
-    communicator_.together([&] { state = detail::initial_state(exec_, options_, table); });
-    gradients_ = Array1<float, TrainMem>("SparseAttn::gradients", table.total());
-    staging_ = Kokkos::create_mirror_view(gradients_);
+    communicator_.together([&] { state = detail::initial_state(exec_, options_, table, weights_.shards()); });
+    if (!options_.init_from.empty()) weights_.gather(state.parameters);
     communicator_.together([&] { compare_window(); });
 }
 
@@ -121,18 +114,18 @@ StepReport Trainer::State::step() {
     // The loss is the mean over the labels of all packs of all ranks, so their number comes first.
     const std::vector<Slot> packs = packs_of_step();
     std::int64_t labels = 0;
-    for (const Slot& slot : packs) labels += detail::count_labels(slot.pack);
+    for (const Slot& slot : packs) labels += runner_.count_labels(slot.pack);
     communicator_.all_reduce_sum(&labels, 1);
     const double scale = 1.0 / static_cast<double>(std::max<std::int64_t>(labels, 1));
 
     // Forward and backward of this rank's packs.
-    Kokkos::deep_copy(exec_, gradients_, 0.0F);
+    weights_.clear();
     if (state.gates) state.gates->clear();
     report.loss = 0;
-    for (const Slot& slot : packs) report.loss += scale * learn_from(slot, scale);
+    for (const Slot& slot : packs) report.loss += scale * learn_from(slot, scale, &slot == &packs.back());
 
-    // Everything that was summed over packs is summed over ranks; then every rank makes the same update.
-    request_ = reduce(report.loss);
+    // Everything that was summed over packs is summed over ranks; then all ranks make the same update together.
+    reduce(report);
     report.skipped = !update(report);
 
     state.step += 1;
@@ -157,40 +150,48 @@ StepReport Trainer::State::step() {
 
 std::vector<Trainer::State::Slot> Trainer::State::packs_of_step() const {
     std::vector<Slot> packs;
-    for (std::int64_t slot = communicator_.rank(); slot < options_.batch_size; slot += communicator_.size()) {
+    for (std::int64_t slot = 0; slot < options_.batch_size; ++slot) {
+        if (!runner_.grid().works_on(slot)) continue;
         packs.push_back({slot, stream_.pack(state.step * options_.batch_size + slot)});
     }
     return packs;
 }
 
-// Adds a pack's gradients, those of the loss sum times `scale`; returns its loss sum.
-double Trainer::State::learn_from(const Slot& slot, double scale) {
+// Adds a pack's gradients, those of the loss sum times `scale`; returns its loss sum over this rank's tokens. The
+// gradients of the step's last pack are summed over the ranks while they come.
+double Trainer::State::learn_from(const Slot& slot, double scale, bool last) {
+    const GradientsFinal final = last && learns_weights(options_.mode) ? weights_.during_backward() : GradientsFinal();
     HeadMap dgates;
     if (!state.gates) {
-        return runner_.loss_and_gradients(slot.pack, nullptr, state.parameters, scale, gradients_, dgates);
+        return runner_.loss_and_gradients(slot.pack, nullptr, state.parameters, scale, weights_.gradients(), dgates,
+                                          final);
     }
     const GateValues gates = state.gates->gates(state.step, slot.number);
-    const double loss = runner_.loss_and_gradients(slot.pack, &gates.z, state.parameters, scale, gradients_, dgates);
-    if (learns_masks(options_.mode)) state.gates->learn(state.step, gates, dgates);
+    const double loss =
+        runner_.loss_and_gradients(slot.pack, &gates.z, state.parameters, scale, weights_.gradients(), dgates, final);
+    // Gates and their gradients are those of the whole pack: one rank of the group adds them.
+    if (learns_masks(options_.mode) && runner_.grid().sequence_index() == 0) {
+        state.gates->learn(state.step, gates, dgates);
+    }
     return loss;
 }
 
 // Sums loss, gradients and requests over the ranks.
-StopRequest Trainer::State::reduce(double& loss) {
+void Trainer::State::reduce(StepReport& report) {
+    double squares = 0;
+    if (learns_weights(options_.mode)) {
+        weights_.sum();
+        squares = weights_.squared_norm();
+    }
     const StopRequest mine = observer_.poll ? observer_.poll() : StopRequest{};
-    std::vector<double> scalars = {loss, mine.checkpoint ? 1.0 : 0.0, mine.stop ? 1.0 : 0.0};
+    std::vector<double> scalars = {report.loss, squares, mine.checkpoint ? 1.0 : 0.0, mine.stop ? 1.0 : 0.0};
+    const auto fixed = static_cast<std::ptrdiff_t>(scalars.size());
     if (state.gates) scalars.insert(scalars.end(), state.gates->sums.begin(), state.gates->sums.end());
     communicator_.all_reduce_sum(scalars.data(), static_cast<std::int64_t>(scalars.size()));
-    loss = scalars[0];
-    if (state.gates) state.gates->sums.assign(scalars.begin() + 3, scalars.end());
-
-    if (learns_weights(options_.mode) && communicator_.size() > 1) {
-        Kokkos::deep_copy(exec_, staging_, gradients_);  // nothing when they are the same memory
-        fence(exec_, "SparseAttn::gradients");
-        communicator_.all_reduce_sum(staging_.data(), static_cast<std::int64_t>(staging_.extent(0)));
-        Kokkos::deep_copy(exec_, gradients_, staging_);
-    }
-    return {scalars[1] > 0, scalars[2] > 0};
+    report.loss = scalars[0];
+    if (learns_weights(options_.mode)) report.gradient_norm = std::sqrt(scalars[1]);
+    request_ = {scalars[2] > 0, scalars[3] > 0};
+    if (state.gates) state.gates->sums.assign(scalars.begin() + fixed, scalars.end());
 }
 
 // One update of everything that learns; false, and nothing changed, when loss or gradients are not finite.
@@ -203,10 +204,7 @@ bool Trainer::State::update(StepReport& report) {
         finite = finite && std::all_of(sums.begin(), sums.end(), [](double x) { return std::isfinite(x); });
         report.sampled_sparsity = state.gates->sampled_sparsity();
     }
-    if (weights) {
-        report.gradient_norm = std::sqrt(squared_norm<TrainExec>(exec_, gradients_));
-        finite = finite && std::isfinite(report.gradient_norm);
-    }
+    if (weights) finite = finite && std::isfinite(report.gradient_norm);
     if (!finite) return false;
 
     if (weights) {
@@ -214,8 +212,7 @@ bool Trainer::State::update(StepReport& report) {
         const AdamWSettings settings{options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay};
         const AdamWUpdate<float> update(settings, ++state.weight_updates, report.learning_rate,
                                         clip ? options_.clip_norm / report.gradient_norm : 1.0);
-        adamw_update(exec_, runner_.decoder().table(), update, state.parameters, gradients_, state.m, state.v);
-        fence(exec_, "SparseAttn::update");
+        weights_.update(runner_.decoder().table(), update, state.parameters, state.m, state.v);
     }
     if (masks) state.gates->update(schedule_.factor(state.step));
     return true;
@@ -266,7 +263,7 @@ EvaluationReport Trainer::State::evaluate() {
     const auto start = Clock::now();
     const std::int64_t packs = std::min(options_.evaluation_packs, validation_->packs_per_epoch());
     const auto measure = [&](const HeadMap* gates) {
-        return detail::mean_loss(runner_, *validation_, packs, gates, state.parameters, communicator_);
+        return detail::mean_loss(runner_, *validation_, packs, gates, state.parameters);
     };
     EvaluationReport report;
     report.step = state.step;
@@ -294,8 +291,7 @@ EvaluationReport Trainer::State::evaluate() {
 CheckpointReport Trainer::State::save_checkpoint() {
     if (options_.run_dir.empty()) throw InvalidArgument("run_dir is empty, must be a directory to write checkpoints");
     open_log();
-    const detail::StateParts parts(state, runner_.decoder().table(), options_, communicator_.rank(),
-                                   communicator_.size());
+    const detail::StateParts parts(state, runner_.decoder().table(), weights_.shards(), options_, communicator_.rank());
     const CheckpointMeta meta = detail::describe(state, options_, data_, communicator_.size());
     const CheckpointReport report =
         detail::write_checkpoint(checkpoint_root(), meta, parts.parts(), options_.keep_checkpoints, communicator_);
@@ -306,13 +302,14 @@ CheckpointReport Trainer::State::save_checkpoint() {
 void Trainer::State::restart(const std::filesystem::path& where) {
     communicator_.together([&] {
         const CheckpointReader reader(where);
-        detail::load_state(reader, options_, data_, runner_.decoder().table(), state);
+        detail::load_state(reader, options_, data_, runner_.decoder().table(), weights_.shards(), state);
         const auto planned = reader.meta().state.value("max_steps", options_.max_steps);
         if (planned != options_.max_steps) {
             warn(concat("max_steps is ", options_.max_steps, ", was ", planned,
                         " when the checkpoint was written: learning rates and target sparsity follow the new value"));
         }
     });
+    weights_.gather(state.parameters);
     continued_ = true;
     log_open_ = false;
     log_.reset();

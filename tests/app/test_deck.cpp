@@ -65,7 +65,8 @@ TEST(Deck, BadDecksAreNamedExactly) {
          "\"weights_only\", "
          "\"dense\"; did you mean \"masks_only\"?"},
         {"[attention]\nblock = 96\n", "d.toml:2:9: attention.block is 96, must be one of 64, 128"},
-        {"[parallel]\nseq_parallel_size = 2\n", "d.toml:2:21: parallel.seq_parallel_size is 2, must be 1"},
+        {"[parallel]\nseq_parallel_size = 0\n",
+         "d.toml:2:21: parallel.seq_parallel_size is 0, must be an integer, at least 1 and at most 2147483647"},
         {"[train]\nmax_steps = 0\nbatch_size = -1\n[runn]\nseed = 1\n",
          "d.toml:2:13: train.max_steps is 0, must be an integer, at least 1 and at most 1000000000000\n"
          "d.toml:3:14: train.batch_size is -1, must be an integer, at least 1 and at most 1048576\n"

@@ -31,12 +31,14 @@ TEST(Options, EveryKeyArrives) {
                         "train.warmup_ratio=0.2", "train.min_lr_ratio=0.3", "train.weight_decay=0.4", "train.beta1=0.5",
                         "train.beta2=0.6", "train.epsilon=1e-7", "train.clip_norm=2", "train.recompute=true",
                         "train.loss_block=99", "train.max_skipped_steps=8", "train.init_from=first"});
-    deck.override_with(
-        {"sparsity.start_head_sparsity=0.1", "sparsity.end_head_sparsity=0.5", "sparsity.sparsity_warmup_ratio=0.6",
-         "sparsity.schedule=logarithmic", "sparsity.mask_learning_rate=0.7", "sparsity.reg_learning_rate=0.8",
-         "sparsity.disable_linear_regularization_term=true", "sparsity.estimate=deterministic", "sparsity.sink=5",
-         "sparsity.local=6", "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
-         "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic"});
+    deck.override_with({"sparsity.start_head_sparsity=0.1", "sparsity.end_head_sparsity=0.5",
+                        "sparsity.sparsity_warmup_ratio=0.6", "sparsity.schedule=logarithmic",
+                        "sparsity.mask_learning_rate=0.7", "sparsity.reg_learning_rate=0.8",
+                        "sparsity.disable_linear_regularization_term=true", "sparsity.estimate=deterministic",
+                        "sparsity.sink=5", "sparsity.sparse_branch=minference", "sparsity.local=6",
+                        "sparsity.granularity=block", "sparsity.masks=m.tsv", "sparsity.gate_init_mean=3",
+                        "sparsity.gate_init_std=0.2", "attention.block=128", "attention.implementation=generic"});
+    deck.override_with({"parallel.seq_parallel_size=2", "parallel.bucket_bytes=1000"});
     const TrainOptions o = train_options(deck, 2);
     EXPECT_EQ(o.run_dir, "out");
     EXPECT_EQ(o.seed, 7U);
@@ -52,6 +54,8 @@ TEST(Options, EveryKeyArrives) {
     EXPECT_EQ(o.mode, TrainMode::weights_only);
     EXPECT_EQ(o.max_steps, 77);
     EXPECT_EQ(o.batch_size, 9);
+    EXPECT_EQ(o.seq_parallel_size, 2);
+    EXPECT_EQ(o.bucket_bytes, 1000);
     EXPECT_EQ(o.learning_rate, 2e-3);
     EXPECT_EQ(o.warmup_ratio, 0.2);
     EXPECT_EQ(o.min_lr_ratio, 0.3);
@@ -73,6 +77,7 @@ TEST(Options, EveryKeyArrives) {
     EXPECT_TRUE(o.sparsity.disable_linear_regularization_term);
     EXPECT_EQ(o.sparsity.estimate, SparsityEstimate::deterministic);
     EXPECT_EQ(o.sparsity.sink, 5);
+    EXPECT_EQ(o.sparsity.sparse_branch, "minference");
     EXPECT_EQ(o.sparsity.local, 6);
     EXPECT_EQ(o.sparsity.granularity, Granularity::block);
     EXPECT_EQ(o.masks, "m.tsv");
@@ -91,11 +96,20 @@ TEST(Options, KeysThatDoNotFitTogetherNameTheirPlace) {
                 testing::StartsWith("command line: sparsity.end_head_sparsity is 1, must be"));
     EXPECT_EQ(
         message_of({"train.batch_size=3"}, 4),
-        "command line: train.batch_size is 3, must be at least 4, the number of ranks: each works on whole packs");
+        "command line: train.batch_size is 3, must be at least 4, the number of sequence groups (4 ranks, 1 in each): "
+        "each works on whole packs");
+    EXPECT_EQ(message_of({"train.batch_size=3", "parallel.seq_parallel_size=2"}, 4), "no error");
+    EXPECT_EQ(message_of({"parallel.seq_parallel_size=3"}, 4),
+              "command line: parallel.seq_parallel_size is 3, must be a divisor of the number of ranks, 4");
     EXPECT_EQ(message_of({"run.dir="}), "command line: run.dir is \"\", must be the name of a folder");
     EXPECT_THAT(message_of({"train.mode=weights_only"}),
                 testing::StartsWith("command line: train.mode is \"weights_only\", must be another mode"));
     EXPECT_EQ(message_of({"train.mode=weights_only", "sparsity.masks=m.tsv"}), "no error");
+    EXPECT_EQ(message_of({"sparsity.sparse_branch=xattention:stride=16,threshold=0.8"}), "no error");
+    EXPECT_THAT(
+        message_of({"sparsity.sparse_branch=xatention"}),
+        testing::StartsWith("command line: sparsity.sparse_branch is 'xatention': selector is 'xatention', must "
+                            "be one of full, streaming, xattention"));
 }
 
 }  // namespace

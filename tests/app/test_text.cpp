@@ -29,6 +29,21 @@ TEST(Duration, SecondsAndClockTimes) {
     }
 }
 
+TEST(IndexList, NumbersAndRanges) {
+    using testing::ElementsAre;
+    EXPECT_THAT(parse_index_list("0", "--layers", 1), ElementsAre(0));
+    EXPECT_THAT(parse_index_list("7-9,3,0,8", "--layers", 10), ElementsAre(0, 3, 7, 8, 9));
+    for (const char* bad : {"", "x", "-1", "3-", "-", "5-3", "1,,2", "1,", "10", "0-10", "1 2", "1.5"}) {
+        try {
+            (void)parse_index_list(bad, "--layers", 10);
+            FAIL() << bad;
+        } catch (const DeckError& error) {
+            EXPECT_EQ(std::string(error.what()), concat("--layers is ", *bad ? bad : "empty",
+                                                        ", must be numbers and ranges like 0,3,7-9, all below 10"));
+        }
+    }
+}
+
 TEST(Format, DurationsBytesNumbers) {
     EXPECT_EQ(format_duration(0.04), "0.0 s");
     EXPECT_EQ(format_duration(7.26), "7.3 s");

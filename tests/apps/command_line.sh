@@ -5,7 +5,7 @@ bin=$2
 # shellcheck source=tests/apps/expect.sh
 . "$here/expect.sh"
 
-for program in train eval convert inspect; do
+for program in train eval convert inspect prefill search-heads; do
     app=$bin/sparseattn-$program
     expect 0 "^Usage: sparseattn-$program" "$app" --help
     for part in "Exit codes:" "Examples:" "--version" "--config"; do expect 0 "$part" "$app" -h; done

@@ -8,6 +8,7 @@ shift 2
 . "$here/expect.sh"
 mpirun="$*"
 train=$bin/sparseattn-train
+eval=$bin/sparseattn-eval
 cd "$work" || exit 1
 
 mkdir text
@@ -54,6 +55,13 @@ grep -q "^total  *[0-9.]* [KMG]iB$" "$work/output" || fail "the dry run has no m
 sed -n '/^\[run\]/,/^gpu_aware/p' "$work/output" >merged.toml
 expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
 
+# Closed gates that select; evaluated as they were trained, and with another branch.
+expect 2 "sparsity.sparse_branch is 'full': method is full" "$train" -i deck.toml -n sparsity.sparse_branch=full
+expect 0 "^step=4 loss=" "$train" -i deck.toml -d selecting train.max_steps=4 sparsity.sparse_branch=xattention:threshold=0.5
+expect 0 "^all xattention:threshold=0.5 " "$eval" --packs 2 selecting
+expect 0 "^all streaming " "$eval" --packs 2 --sparse-branch streaming --local 16 selecting
+expect 3 "sparsity.sparse_branch is \"streaming\" in this run, must be \"xattention:threshold=0.5\"" "$train" -i deck.toml -d selecting -r latest train.max_steps=6
+
 # shellcheck disable=SC2086
 {
     expect 0 "^step=6 loss=" $mpirun -n 2 "$train" -i deck.toml
@@ -62,7 +70,11 @@ expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
     for file in log.txt metrics.csv evaluation.csv report.html head_masks.tsv checkpoints/step_000000000006/COMMIT; do
         [ -s "run/$file" ] || fail "run/$file is missing"
     done
-    expect 2 "train.batch_size is 1, must be at least 2, the number of ranks" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
+    expect 2 "train.batch_size is 1, must be at least 2, the number of sequence groups \(2 ranks, 1 in each\): each works on whole packs" $mpirun -n 2 "$train" -i deck.toml -d other train.batch_size=1
+    shared="parallel.seq_parallel_size=2 train.max_steps=2 train.batch_size=1"
+    expect 0 "^ranks 2 = data_parallel 1 x seq_parallel 2, tokens of the run" $mpirun -n 2 "$train" -i deck.toml -n $shared
+    expect 0 "^rank 1: .*, data 0, sequence 1, cores " $mpirun -n 2 "$train" -i deck.toml -d shared $shared
+    expect 2 "parallel.seq_parallel_size is 3, must be a divisor of the number of ranks, 2" $mpirun -n 2 "$train" -i deck.toml -d other parallel.seq_parallel_size=3
     expect 3 "holds a run already" $mpirun -n 2 "$train" -i deck.toml
     # The checkpoint in the middle leads to the same weights.
     mkdir -p again/checkpoints

@@ -167,7 +167,7 @@ TEST(Decoder, MemoryPlanIsWhatIsHeld) {
         EXPECT_EQ(decoder.allocated(), 0);
         decoder.loss(batch, layouts.gated(gate), device.flat(), 128);
         decoder.loss(batch, layouts.gated(gate), device.flat(), 128);
-        expect_plan(decoder.memory_plan(1024, true, 128), last = decoder.allocated());
+        expect_plan(decoder.memory_plan(1024, true, false, {false, 128}), last = decoder.allocated());
     }
     for (const bool gated : {false, true}) {
         for (const bool recompute : {true, false}) {
@@ -176,7 +176,7 @@ TEST(Decoder, MemoryPlanIsWhatIsHeld) {
             const TrainingMemory memory{recompute, 128};
             for (int i = 0; i < 2; ++i) run_gradients<float>(decoder, batch, plan, parameters, 1.0F, memory);
             const auto held = decoder.allocated();
-            expect_plan(decoder.memory_plan(1024, gated, memory), held);
+            expect_plan(decoder.memory_plan(1024, gated, true, memory), held);
             if (gated) {  // evaluation < recompute < stored
                 EXPECT_GT(held, last);
                 last = held;

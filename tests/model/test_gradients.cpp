@@ -57,6 +57,26 @@ TEST_P(DecoderGradients, RecomputedLayersGiveTheSameBits) {
     EXPECT_EQ(stored.gate, again.gate);
 }
 
+TEST_P(DecoderGradients, AreFinalWhenTheDecoderSaysSo) {
+    const auto end = run_gradients<double>(decoder, batch, plan, parameters, 1.0, {true, 16});
+    const Device<double> device(parameters), gradients(parameters.size());
+    const Device<float> dgate(layouts.gates.size());
+    PlannedAttention<Exec, double> attention;
+    attention.set(plan, plan.gated() ? dgate.matrix(layouts.layers) : Span2<float, Mem>());
+    std::vector<std::int64_t> begins;
+    const auto final = [&](std::int64_t begin) {
+        begins.push_back(begin);
+        const auto now = gradients.host();
+        for (auto i = static_cast<std::size_t>(begin); i < now.size(); ++i) ASSERT_EQ(now[i], end.parameters[i]) << i;
+    };
+    decoder.loss_and_gradients(batch, attention, device.flat(), 1.0, gradients.flat(), {true, 16}, final);
+    std::vector<std::int64_t> cuts = decoder.gradient_cuts();
+    EXPECT_EQ(cuts.front(), 0);
+    EXPECT_EQ(cuts.size(), static_cast<std::size_t>(config.num_hidden_layers + (GetParam().tied ? 2 : 3)));
+    std::reverse(cuts.begin(), cuts.end());
+    EXPECT_EQ(begins, cuts);
+}
+
 TEST_P(DecoderGradients, GatesMatchDifferences) {
     if (!GetParam().gated) {
         EXPECT_FALSE(plan.gated());

@@ -169,6 +169,30 @@ TEST(Communicator, TogetherGoesOnOrThrowsEverywhere) {
     EXPECT_THROW(fail_on_last(), FileError);
 }
 
+TEST(Communicator, PatienceEndsAndNamesWhoDidNotCome) {
+    Communicator world = Communicator::world();
+    EXPECT_THROW(world.set_patience(-1), InvalidArgument);
+    world.set_patience(0.3);
+    double one = 1;
+    world.all_reduce_sum(&one, 1);
+    EXPECT_EQ(one, world.size());
+    // The last rank stays away, from a communicator that is given up then.
+    Communicator lost = world.split(0, world.rank());
+    const int last = world.size() - 1;
+    if (world.size() > 1 && world.rank() != last) {
+        try {
+            lost.barrier();
+            ADD_FAILURE() << "nobody was missed";
+        } catch (const Error& error) {
+            const std::string who = world.rank() == 0 ? concat("rank ", last) : "rank 0";
+            const std::string how_long = world.rank() == 0 ? "0.3" : "0.6";
+            EXPECT_EQ(std::string(error.what()), concat(who, " did not come to barrier within ", how_long, " s"));
+        }
+    }
+    world.set_patience(0);
+    world.barrier();
+}
+
 TEST(Communicator, UnwindingLeavesTheOthersAlone) {
     // Rank 0 alone loses its communicator to an exception; the others keep theirs and go on.
     const Communicator world = Communicator::world();

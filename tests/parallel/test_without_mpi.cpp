@@ -3,7 +3,9 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/parallel/communicator.hpp"
+#include "sparseattn/parallel/flat_shards.hpp"
 #include "sparseattn/parallel/partition.hpp"
+#include "sparseattn/parallel/process_grid.hpp"
 
 namespace sparseattn {
 namespace {
@@ -62,6 +64,46 @@ TEST(Partition, CoversTheRangeWithEvenShares) {
     EXPECT_THROW((void)partition(-1, 0, 1), InvalidArgument);
     EXPECT_THROW((void)partition(1, 1, 1), InvalidArgument);
     EXPECT_THROW((void)partition(1, 0, 0), InvalidArgument);
+}
+
+TEST(Buckets, BeginAtCutsAndHaveASize) {
+    using testing::ElementsAre;
+    const std::vector<std::int64_t> cuts = {0, 10, 30, 50, 51};
+    EXPECT_THAT(bucket_borders(cuts, 60, 1), ElementsAre(0, 10, 30, 50, 51, 60));
+    EXPECT_THAT(bucket_borders(cuts, 60, 10), ElementsAre(0, 10, 30, 50, 60));
+    EXPECT_THAT(bucket_borders(cuts, 60, 25), ElementsAre(0, 30, 60));
+    EXPECT_THAT(bucket_borders(cuts, 60, 1000), ElementsAre(0, 60));
+    EXPECT_THROW((void)bucket_borders({}, 60, 1), InvalidArgument);
+    EXPECT_THROW((void)bucket_borders({0, 60}, 60, 1), InvalidArgument);
+}
+
+TEST(FlatShards, EveryElementHasOneOwner) {
+    const std::vector<std::int64_t> borders = {0, 1, 10, 10, 107};
+    for (const int ranks : {1, 2, 3, 5}) {
+        std::vector<int> owners(107, 0);
+        for (int rank = 0; rank < ranks; ++rank) {
+            const FlatShards shards(borders, rank, ranks);
+            std::int64_t packed = 0;
+            for (int b = 0; b < shards.buckets(); ++b) {
+                EXPECT_EQ(shards.packed(b).begin, packed);
+                packed += shards.share(b).count();
+                EXPECT_EQ(shards.packed(b).end, packed);
+                for (std::int64_t i = shards.share(b).begin; i < shards.share(b).end; ++i) ++owners[i];
+            }
+            EXPECT_EQ(shards.packed_size(), packed);
+            EXPECT_LE(std::abs(packed - 107 / ranks), shards.buckets());
+        }
+        EXPECT_THAT(owners, testing::Each(1));
+    }
+    EXPECT_THROW(FlatShards({0}, 0, 1), InvalidArgument);
+    EXPECT_THROW(FlatShards({0, 3, 2}, 0, 1), InvalidArgument);
+}
+
+TEST(SingleProcess, IsAGridOfOne) {
+    const ProcessGrid grid{Communicator()};
+    EXPECT_EQ(grid.data_parallel(), 1);
+    EXPECT_EQ(grid.tokens(9).count(), 9);
+    EXPECT_THROW(ProcessGrid(Communicator(), 2), InvalidArgument);
 }
 
 }  // namespace

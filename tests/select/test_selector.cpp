@@ -186,6 +186,20 @@ TYPED_TEST(Selector, NamesWhatDoesNotFit) {
               "query.extent(0) is 99, must be 100, the tokens of the sequences");
 }
 
+// Attention itself has a meaning for more queries than keys; an estimate of its rows' blocks has not.
+TYPED_TEST(Selector, EstimatesNeedAsManyKeysAsQueries) {
+    Problem<float> problem(2, 1, 32, {0, 30, 50}, {0, 30, 35}, Kind::random, 353);
+    Run<TypeParam> run(problem);
+    for (const char* method : {"xattention", "flexprefill", "minference", "minference:adaptive_budget=0.1"}) {
+        EXPECT_EQ(message_of([&] { run.layout(parse_selector(method)); }),
+                  "key length of sequence 1 is 5, must be at least its query length, 20, for causal selection")
+            << method;
+    }
+    for (const char* method : {"full", "streaming", "xattention:causal=false"}) {
+        EXPECT_EQ(message_of([&] { run.layout(parse_selector(method)); }), "no error") << method;
+    }
+}
+
 TEST(SelectorText, ReadsBackWhatItPrints) {
     for (const std::string& name : selector_names()) {
         const SelectorOptions options = parse_selector(name);

@@ -86,7 +86,7 @@ void expect_gradient(const std::string& what, const std::vector<double>& at, con
             return;
         }
     }
-    testing::Test::RecordProperty("worst_" + what, concat(worst));
+    ::testing::Test::RecordProperty("worst_" + what, concat(worst));
 }
 
 template <class T>

@@ -68,7 +68,7 @@ TEST(AdamW, FollowsThePlainDoubleImplementation) {
         const double rate = 1e-2 / t;
         const double scale = t % 3 == 0 ? 0.25 : 1.0;
         const std::vector<float> gradients = normals(table.total(), static_cast<std::uint64_t>(t), 0.1);
-        adamw_update(exec, table, AdamWUpdate<float>(settings, t, rate, scale), w,
+        adamw_update(exec, table, {0, table.total()}, AdamWUpdate<float>(settings, t, rate, scale), w,
                      detail::to_device(exec, "g", gradients), m, v);
         plain.update(settings, table, t, rate, scale, gradients);
     }
@@ -90,7 +90,7 @@ TEST(AdamW, DecaysOnlyWhatDecays) {
     const Array1<float, Mem> zero("g", total);
     const Array1<float, Mem> m("m", total);
     const Array1<float, Mem> v("v", total);
-    adamw_update(exec, table, AdamWUpdate<float>({0.9, 0.95, 1e-8, 0.5}, 1, 0.1), w, zero, m, v);
+    adamw_update(exec, table, {0, table.total()}, AdamWUpdate<float>({0.9, 0.95, 1e-8, 0.5}, 1, 0.1), w, zero, m, v);
     const auto result = detail::to_host(exec, w);
     int decayed = 0;
     for (const ParameterInfo& tensor : table.parameters()) {
@@ -109,8 +109,8 @@ TEST(AdamW, ChecksExtents) {
     const Array1<float, Mem> right("a", table.total());
     const Array1<float, Mem> wrong("b", table.total() - 1);
     const AdamWUpdate<float> update({}, 1, 0.1);
-    EXPECT_THROW(adamw_update(Exec(), table, update, right, right, right, wrong), InvalidArgument);
-    EXPECT_THROW(adamw_update(Exec(), table, update, wrong, right, right, right), InvalidArgument);
+    EXPECT_THROW(adamw_update(Exec(), table, {0, table.total()}, update, right, right, right, wrong), InvalidArgument);
+    EXPECT_THROW(adamw_update(Exec(), table, {0, table.total()}, update, wrong, right, right, right), InvalidArgument);
 }
 
 TEST(HostParameters, AscendsWithANegativeSign) {

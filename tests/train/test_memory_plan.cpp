@@ -23,27 +23,33 @@ double resident(const std::string& key) {
 
 class MemoryPlans : public testing::Test, public TrainingCase {};
 
-// The only test of its program: the peak is the process'.
+// A step of a run that shares each pack among all ranks (under mpirun), or of one rank. The only test of its program
+// that computes: the peak is the process'.
 TEST_F(MemoryPlans, AreWithinATenthOfTheResidentMemory) {
     TrainOptions options = small_run();
     options.model.hidden_size = 256;
     options.model.num_hidden_layers = 4;
     options.model.intermediate_size = 640;
-    options.sequence_length = 2048;
+    options.sequence_length = 2048 * ranks.size();
     options.batch_size = 1;
+    options.seq_parallel_size = ranks.size();
+    // What MPI maps to talk to its neighbours is not the run's.
+    std::vector<float> first_words(1 << 16);
+    ranks.all_reduce_sum(first_words.data(), static_cast<std::int64_t>(first_words.size()));
     const double before = resident("VmRSS");
     ASSERT_GT(before, 0);
     (void)trainer(options, "run")->step();
     const double grown = resident("VmHWM") - before;
-    const auto planned = static_cast<double>(train_memory_plan(options, 1).total());
+    const auto planned = static_cast<double>(train_memory_plan(options, ranks.size()).total());
+    RecordProperty("grown_over_planned", std::to_string(grown / planned));
     EXPECT_NEAR(grown / planned, 1.0, 0.1) << "planned " << planned << ", grown " << grown;
     EXPECT_GT(planned, 60e6);
 }
 
 TEST(TrainMemoryPlan, FollowsTheMode) {
     TrainOptions options = small_run();
-    const auto bytes = [&](const std::string& name) {
-        for (const auto& [part, size] : train_memory_plan(options).parts) {
+    const auto bytes = [&](const std::string& name, int ranks = 1) {
+        for (const auto& [part, size] : train_memory_plan(options, ranks).parts) {
             if (part == name) return size;
         }
         return std::int64_t{-1};
@@ -53,9 +59,18 @@ TEST(TrainMemoryPlan, FollowsTheMode) {
     EXPECT_EQ(bytes("gradients"), weights);
     EXPECT_EQ(bytes("optimizer moments"), 2 * weights);
     EXPECT_GT(bytes("gates"), 0);
+    // Moments are shared by the ranks, all else is not.
+    options.batch_size = 8;
+    EXPECT_NEAR(static_cast<double>(bytes("optimizer moments", 8)), 2.0 / 8 * static_cast<double>(weights), 200);
+    EXPECT_EQ(bytes("gradients", 8), weights);
+    EXPECT_EQ(bytes("messages"), 0);
+    EXPECT_GT(bytes("messages", 8), 0);
     const std::int64_t kept = bytes("activations");
     options.recompute = true;
     EXPECT_LT(bytes("activations"), kept);
+    const std::int64_t streaming = bytes("attention") + bytes("activations");
+    options.sparsity.sparse_branch = "xattention";
+    EXPECT_GT(bytes("attention") + bytes("activations"), streaming);
     options.mode = TrainMode::masks_only;
     EXPECT_EQ(bytes("optimizer moments"), 0);
     options.mode = TrainMode::dense;

@@ -97,6 +97,8 @@ TEST_F(Restart, RefusesOtherSettingsByName) {
         {[](auto& o) { o.sequence_length = 128; }, "data.sequence_length is 128 in this run, must be 160"},
         {[](auto& o) { o.batch_size = 8; }, "train.batch_size is 8 in this run, must be 4"},
         {[](auto& o) { o.mode = TrainMode::dense; }, "train.mode is \"dense\" in this run"},
+        {[](auto& o) { o.sparsity.sparse_branch = "minference"; },
+         "sparsity.sparse_branch is \"minference\" in this run, must be \"streaming\""},
     };
     for (const auto& [change, text] : cases) {
         TrainOptions changed = options;

@@ -50,6 +50,14 @@ TEST(TrainOptions, NamesTheFieldOutOfRange) {
         {[](auto& o) { o.evaluation_interval = -1; }, "evaluation_interval is -1"},
         {[](auto& o) { o.evaluation_packs = -1; }, "evaluation_packs is -1"},
         {[](auto& o) { o.sparsity.local = 0; }, "local is 0"},
+        {[](auto& o) { o.sparsity.sparse_branch = "xatention"; }, "sparse_branch is 'xatention': selector is"},
+        {[](auto& o) { o.sparsity.sparse_branch = "full"; }, "sparse_branch is 'full': method is full"},
+        {[](auto& o) { o.sparsity.sparse_branch = "xattention:block=128"; },
+         "sparse_branch is 'xattention:block=128': block is 128, must be 64, attention.block"},
+        {[](auto& o) { o.sparsity.sparse_branch = "xattention:stride=128"; },
+         "sparse_branch is 'xattention:stride=128': xattention.stride is 128, must be a divisor of block, 64"},
+        {[](auto& o) { o.sparsity.sparse_branch = "streaming:causal=false"; },
+         "sparse_branch is 'streaming:causal=false': causal is false"},
         {[](auto& o) { o.mode = TrainMode::weights_only; }, "mode weights_only needs fixed masks"},
     };
     for (const auto& [change, start] : cases) {

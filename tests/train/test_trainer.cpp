@@ -106,6 +106,23 @@ TEST_F(Training, AnyNumberOfRanksGivesTheSameRun) {
     }
 }
 
+TEST_F(Training, TheSameRunGivesTheSameBits) {
+    TrainOptions options = small_run();
+    options.sparsity.gate_init_mean = 0.5;
+    options.max_steps = 4;
+    const auto first = tensors_of(trainer(options, "first")->run().last_checkpoint);
+    // Buckets decide when gradients travel, not what is summed.
+    options.bucket_bytes = 1 << 20;
+    const auto second = tensors_of(trainer(options, "second")->run().last_checkpoint);
+    options.bucket_bytes = 40000;
+    const auto third = tensors_of(trainer(options, "third")->run().last_checkpoint);
+    for (const auto& [name, values] : first) {
+        EXPECT_TRUE(same_bits(values, third.at(name))) << name;
+        EXPECT_EQ(values.size(), second.at(name).size()) << name;
+        for (std::size_t i = 0; i < values.size(); ++i) ASSERT_NEAR(values[i], second.at(name)[i], 1e-6) << name;
+    }
+}
+
 TEST_F(Training, SparsityFollowsTheSchedule) {
     TrainOptions options = small_run();
     options.max_steps = 120;

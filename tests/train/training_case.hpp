@@ -88,6 +88,7 @@ inline TrainOptions small_run() {
     options.sparsity.mask_learning_rate = 0.1;
     options.sparsity.reg_learning_rate = 0.1;
     options.evaluation_packs = 0;
+    options.bucket_bytes = 40000;  // several buckets
     return options;
 }
 

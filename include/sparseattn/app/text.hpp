@@ -13,6 +13,9 @@ namespace sparseattn {
 /// `argument` for anything else.
 [[nodiscard]] double parse_duration(std::string_view text, std::string_view argument);
 
+/// Numbers from "0,3,7-9", ascending and each once, all in [0, below). DeckError naming `argument` for anything else.
+[[nodiscard]] std::vector<int> parse_index_list(std::string_view text, std::string_view argument, int below);
+
 /// "7 s", "3 min 05 s", "2 h 07 min", "3 d 04 h".
 [[nodiscard]] std::string format_duration(double seconds);
 /// "512 B", "3.4 KiB", "1.2 GiB".

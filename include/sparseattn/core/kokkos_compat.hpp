@@ -5,6 +5,7 @@
 #include <Kokkos_Core.hpp>
 #include <cmath>
 #include <string>
+#include <type_traits>
 
 namespace sparseattn {
 
@@ -22,6 +23,15 @@ void fence(const Exec& exec, [[maybe_unused]] const std::string& label) {
 template <class Exec>
 int concurrency(const Exec& exec) {
     return static_cast<int>(exec.concurrency());
+}
+
+/// Number of the device that an execution-space instance runs on; -1 on the host.
+template <class Exec>
+int device_number([[maybe_unused]] const Exec& exec) {
+#if defined(KOKKOS_ENABLE_CUDA)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda>) return exec.cuda_device();
+#endif
+    return -1;
 }
 
 /// Elementary functions callable on host and device in every supported Kokkos (its own math namespace starts at 3.7).

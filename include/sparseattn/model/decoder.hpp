@@ -3,9 +3,11 @@
 /// The LLaMA decoder: loss, and loss with gradients, of a packed batch.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <vector>
 
-#include "sparseattn/attention/attention.hpp"
+#include "sparseattn/model/block_attention.hpp"
 #include "sparseattn/model/parameter_table.hpp"
 
 namespace sparseattn {
@@ -20,29 +22,22 @@ struct Batch {
     std::int64_t label_count = 0;         // labels that count
 };
 
-/// What attention does in each layer. Empty `gate`: plain attention over `full`. Otherwise query head h of layer l
-/// computes z full + (1 - z) sparse with z = gate(l, h), and `sparse` must be set.
-template <class Mem>
-struct AttentionPlan {
-    LayoutPair<Mem> full;
-    const LayoutPair<Mem>* sparse = nullptr;
-    Span2<const float, Mem> gate;  // [layers, query heads]
-    AttentionOptions options;
-
-    [[nodiscard]] bool gated() const { return gate.extent(0) > 0; }
-};
-
 /// How a training step spends memory.
 struct TrainingMemory {
     bool recompute_layers = false;  // keep each layer's input only, and run its forward pass again for the backward
     int loss_block = 512;           // tokens whose logits exist at once
 };
 
+/// Told during a backward pass that the work submitted to its execution-space instance so far completes the gradients
+/// from element `begin` of the flat buffer to its end. Comes after the head (unless it is tied), the last norm, each
+/// layer from the last to the first, and with begin = 0 after the embedding.
+using GradientsFinal = std::function<void(std::int64_t begin)>;
+
 /// Bytes that a Decoder holds while it works on packs of a given size (parameters and gradients are the caller's).
 struct MemoryPlan {
     std::int64_t activations = 0;  // what the backward pass needs of the forward pass, or one layer without it
     std::int64_t workspace = 0;    // temporaries, logits among them
-    std::int64_t attention = 0;    // temporaries of the attention calls (automatic implementation), reserved
+    std::int64_t attention = 0;    // temporaries of the attention operator
 
     [[nodiscard]] std::int64_t total() const { return activations + workspace + attention; }
 };
@@ -69,23 +64,43 @@ class Decoder {
     static void initialise(const Exec& exec, const ModelConfig& config, std::uint64_t seed,
                            const Span1<T, Mem>& parameters);
 
-    /// Sum over the labels of their negative log likelihood (natural log). Waits for `exec` once, at the end.
-    /// Throws InvalidArgument for extents that do not fit and for tokens or labels outside the vocabulary.
+    /// Sum over the labels of their negative log likelihood (natural log), with `attention` in every layer. Waits for
+    /// `exec` once, at the end. Throws InvalidArgument for extents that do not fit and for tokens or labels outside the
+    /// vocabulary.
+    double loss(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters,
+                int loss_block = TrainingMemory{}.loss_block);
+    /// As loss; also fills `logits` [tokens.size(), vocab_size] with those of chosen tokens of the pack, in that order.
+    double loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
+                           const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
+                           const Span2<T, Mem>& logits, int loss_block = TrainingMemory{}.loss_block);
+    /// With the layouts of `plan`; the decoder keeps the operator's memory.
     double loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
                 int loss_block = TrainingMemory{}.loss_block);
 
-    /// As loss; also adds scale * d(sum)/d(parameters) to `gradients` and, under a gated plan, scale * d(sum)/d(gate)
-    /// to `dgate` [layers, query heads] (empty otherwise). After an exception the gradients are not to be used.
+    /// As loss; also adds scale * d(sum)/d(parameters) to `gradients`, saying when they are `final` (if it is given).
+    /// After an exception the gradients are not to be used.
+    double loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
+                              const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
+                              const TrainingMemory& memory, const GradientsFinal& final = {});
+    /// The elements where the gradients may become final, ascending from 0.
+    [[nodiscard]] std::vector<std::int64_t> gradient_cuts() const;
+    /// With the layouts of `plan`; if it is gated, scale * d(sum)/d(gate) is added to `dgate` [layers, query heads]
+    /// (empty otherwise).
     double loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
                               const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
                               const Span2<float, Mem>& dgate, const TrainingMemory& memory);
 
-    /// What loss_and_gradients allocates for packs of `tokens` tokens.
-    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated, const TrainingMemory& memory) const;
-    /// What loss allocates.
-    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated,
-                                         int loss_block = TrainingMemory{}.loss_block) const;
-    /// Bytes held now.
+    /// What loss_and_gradients, or loss if `training` is false, allocates for packs of `tokens` tokens, the operator's
+    /// memory among it.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, const LayerAttention<Exec, T>& attention, bool training,
+                                         const TrainingMemory& memory) const;
+    /// The same with what the operator says of itself.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, const AttentionBytes& attention, bool training,
+                                         const TrainingMemory& memory) const;
+    /// The same with layouts known before the pass.
+    [[nodiscard]] MemoryPlan memory_plan(std::int64_t tokens, bool gated, bool training,
+                                         const TrainingMemory& memory) const;
+    /// Bytes held now, those of operators of the caller's not among them.
     [[nodiscard]] std::int64_t allocated() const;
 
   private:

@@ -51,7 +51,8 @@ class Communicator {
 
     void barrier() const;
 
-    /// data[i] = sum (maximum) over the ranks, for i < count; T is float, double, std::int32_t or std::int64_t.
+    /// data[i] = sum (maximum) over the ranks, for i < count; T is float, double, std::int32_t or std::int64_t. Sums
+    /// are formed in the order of the ranks: the same bits in every run. For sums of large arrays see ShardExchange.
     template <class T>
     void all_reduce_sum(T* data, std::int64_t count) const;
     template <class T>
@@ -86,19 +87,33 @@ class Communicator {
     /// Largest number of elements handed to MPI at once (its counts are int); larger arrays go in pieces. The same on
     /// all ranks; copies and splits inherit it. Local. Tests set it small.
     void set_chunk(std::int64_t elements);
+    /// Local.
+    [[nodiscard]] std::int64_t chunk() const { return chunk_; }
+
+    /// How long a rank waits for others, in seconds; then the call throws an Error that names those who did not come.
+    /// 0, the standard: for ever. With it, collectives begin with a roll call that rank 0 takes, two small messages a
+    /// rank; ranks other than 0 wait twice as long, because rank 0 may have to wait first. The same on all ranks;
+    /// copies and splits inherit it. Local.
+    void set_patience(double seconds);
+    /// Local.
+    [[nodiscard]] double patience() const { return patience_; }
 
     /// The MPI communicator; MPI_COMM_SELF for the single process (usable only where MPI is initialised). Local.
     [[nodiscard]] MPI_Comm handle() const;
 
   private:
     class Handle;
-    explicit Communicator(MPI_Comm owned, std::int64_t chunk);
+    explicit Communicator(MPI_Comm owned, std::int64_t chunk, double patience);
+    void roll_call(const char* call) const;
+    template <class Start>
+    void collective(const char* call, const Start& start) const;
     [[nodiscard]] bool local() const { return handle_ == nullptr; }
 
     std::shared_ptr<const Handle> handle_;  // null: the single process
     int rank_ = 0;
     int size_ = 1;
     std::int64_t chunk_;
+    double patience_ = 0;
 };
 
 }  // namespace sparseattn

@@ -30,6 +30,12 @@ struct MInferencePattern {
     friend bool operator==(const MInferencePattern&, const MInferencePattern&) = default;
 };
 
+/// As tables spell it: "vertical_and_slash", ...
+[[nodiscard]] std::string name(MInferencePattern::Type type);
+/// Reads "type:first,second", or "type" alone where sizes mean nothing (block_sparse, dense). InvalidArgument for
+/// anything else.
+[[nodiscard]] MInferencePattern parse_minference_pattern(const std::string& text);
+
 /// Options of one layer.
 struct MInferenceOptions {
     int block = 64;                         // 64 or 128

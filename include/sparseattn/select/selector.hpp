@@ -2,6 +2,7 @@
 /// \file
 /// Every selection method under one call, by options or by name.
 
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -50,12 +51,24 @@ using SelectorOptions =
 /// Throws InvalidArgument naming the option out of range.
 void validate(const SelectorOptions& options);
 
+/// The mode of all heads, for methods that look at no scores (`full`, `streaming`).
+[[nodiscard]] std::optional<HeadMode> scoreless_mode(const SelectorOptions& options);
+/// Block edge and causality of a method's layouts.
+[[nodiscard]] int block_of(const SelectorOptions& options);
+[[nodiscard]] bool is_causal(const SelectorOptions& options);
+
 /// Heads that a selector leaves alone.
 struct HeadPlan {
     /// One entry per query head; a head with a mode gets it and costs no estimate. Empty: the selector has all heads.
     std::vector<std::optional<HeadMode>> fixed;
     /// The selected heads of a key/value group share one list, the union of theirs.
     bool share_groups = false;
+};
+
+/// What selects in one layer.
+struct LayerSelector {
+    SelectorOptions method;
+    HeadPlan heads;
 };
 
 /// The layout of query [T_q, Hq, d] and key [T_k, Hkv, d] (float or bf16) by the method of `options`, heads as `plan`

@@ -3,6 +3,7 @@
 /// What learned head sparsity is asked to do.
 
 #include <cstdint>
+#include <string>
 
 #include "sparseattn/layout/builders.hpp"
 
@@ -24,6 +25,8 @@ struct SparsityOptions {
     double reg_learning_rate = 1.0;
     bool disable_linear_regularization_term = false;
     SparsityEstimate estimate = SparsityEstimate::sampled;
+    std::string sparse_branch = "streaming";  // of closed gates; see make_sparse_branch
+    // Of the branch "streaming":
     std::int32_t sink = 64;    // tokens that every streaming head keeps at the start
     std::int32_t local = 256;  // tokens that it keeps behind the query, itself included
     Granularity granularity = Granularity::token;

@@ -8,6 +8,7 @@
 
 #include "sparseattn/core/types.hpp"
 #include "sparseattn/model/parameter_table.hpp"
+#include "sparseattn/parallel/partition.hpp"
 
 namespace sparseattn {
 
@@ -44,11 +45,12 @@ struct AdamWUpdate {
     }
 };
 
-/// One update of all parameters of a model, asynchronous on `exec`; parameters without decay (ParameterInfo::decay) are
-/// updated with decay 0. All arrays are [table.total()].
+/// One update of the parameters of a model in `range` of the flat buffers, asynchronous on `exec`; parameters without
+/// decay (ParameterInfo::decay) are updated with decay 0. `parameters` and `gradients` are [table.total()], the moments
+/// [range.count()].
 template <class Exec>
-void adamw_update(const Exec& exec, const ParameterTable& table, const AdamWUpdate<float>& update,
-                  const Span1<float, typename Exec::memory_space>& parameters,
+void adamw_update(const Exec& exec, const ParameterTable& table, const IndexRange& range,
+                  const AdamWUpdate<float>& update, const Span1<float, typename Exec::memory_space>& parameters,
                   const Span1<const float, typename Exec::memory_space>& gradients,
                   const Span1<float, typename Exec::memory_space>& m,
                   const Span1<float, typename Exec::memory_space>& v);

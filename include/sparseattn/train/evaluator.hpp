@@ -7,6 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <string>
 
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/io/token_dataset.hpp"
@@ -22,14 +23,15 @@ struct EvaluationOptions {
     bool train_split = false;          // measure on the training split instead of the validation split
     std::int64_t packs = 0;            // 0: all
     bool dense = true;                 // every head dense
-    bool sparse = true;                // every head streaming
+    bool sparse = true;                // every gate closed
     bool deployed = true;              // deterministic gates; not measured when there are none
     // Instead of the checkpoint's settings:
     std::optional<int> sequence_length;
     std::optional<std::int32_t> sink;
     std::optional<std::int32_t> local;
     std::optional<Granularity> granularity;
-    int block = 64;
+    std::string sparse_branch;  // as SparsityOptions has it; empty: the checkpoint's
+    std::optional<int> block;
     Implementation implementation = Implementation::automatic;
     int loss_block = 1024;
 };
@@ -41,7 +43,8 @@ struct EvaluationResult {
     double sparse = std::numeric_limits<double>::quiet_NaN();
     double deployed = std::numeric_limits<double>::quiet_NaN();
     double deployed_sparsity = std::numeric_limits<double>::quiet_NaN();
-    HeadMap head_map;  // deployed gates; empty without gates
+    HeadMap head_map;           // deployed gates; empty without gates
+    std::string sparse_branch;  // of closed gates
     std::int64_t labels = 0;
     std::int64_t packs = 0;
     double seconds = 0;
@@ -49,6 +52,7 @@ struct EvaluationResult {
     [[nodiscard]] nlohmann::json to_json() const;
 };
 
+/// `sink`, `local` and `granularity` are of the branch "streaming" (InvalidArgument with another).
 /// Measures on all ranks of `communicator` together; collective, the same result on every rank.
 EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const TokenDataset& data,
                                      const Communicator& communicator);

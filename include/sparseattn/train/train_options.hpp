@@ -31,7 +31,7 @@ enum class TrainMode { masks_and_weights, masks_only, weights_only, dense };
 }
 
 /// Settings of a training run. A pack is one micro-batch of `sequence_length` tokens; pack slot b of step s is number
-/// s * batch_size + b of the data stream, and rank r of R works on the slots r, r + R, ...
+/// s * batch_size + b of the data stream, and sequence group g of G works on the slots g, g + G, ...
 struct TrainOptions {
     ModelConfig model;
 
@@ -62,6 +62,13 @@ struct TrainOptions {
     int block = 64;
     Implementation implementation = Implementation::automatic;
 
+    // deck section [parallel]
+    int seq_parallel_size = 1;                           // ranks that share a pack; divides the number of ranks
+    std::int64_t bucket_bytes = std::int64_t{32} << 20;  // of gradients and weights that travel together, at least
+
+    // deck section [mpi]
+    bool gpu_aware = false;  // hand device memory to MPI in the attention exchange
+
     // deck section [run]
     std::uint64_t seed = 1;
     std::filesystem::path run_dir;         // checkpoints/, metrics.csv and evaluation.csv; empty: write nothing
@@ -70,12 +77,14 @@ struct TrainOptions {
     std::int64_t evaluation_interval = 0;  // steps; 0: at the end only
     std::int64_t evaluation_packs = 16;    // validation packs per evaluation; 0: none, no evaluation
     bool evaluate_dense = true;            // evaluations also measure the same weights with every head dense ...
-    bool evaluate_sparse = false;          // ... and with every head streaming
+    bool evaluate_sparse = false;          // ... and with every gate closed
 
     std::string deck;  // the merged deck, stored in every checkpoint as it is
 
-    /// Throws InvalidArgument naming the first field out of range.
+    /// Throws InvalidArgument naming the first field out of range; FileError for a table of the sparse branch.
     void validate() const;
+    /// Also checks what must fit to the number of ranks.
+    void validate(int ranks) const;
 };
 
 }  // namespace sparseattn

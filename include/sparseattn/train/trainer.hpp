@@ -12,7 +12,8 @@
 
 namespace sparseattn {
 
-/// Trains a decoder with head gates, data parallel over the ranks of a communicator; runs in Kokkos' default execution
+/// Trains a decoder with head gates over the ranks of a communicator, which form a ProcessGrid: groups of
+/// options.seq_parallel_size ranks share each pack, the groups are data parallel. Runs in Kokkos' default execution
 /// space. Every member function is collective: all ranks call it with equal arguments. The same options give the same
 /// results for any number of ranks (to rounding), and bit-identical ones on the same number of ranks.
 class Trainer {

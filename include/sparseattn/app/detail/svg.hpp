@@ -8,8 +8,6 @@
 
 namespace sparseattn::detail {
 
-/// Text with &, <, > and quotes escaped; control characters become spaces.
-[[nodiscard]] std::string escape_xml(const std::string& text);
 /// A line chart with axes, ticks and legend. Long series are averaged to at most a thousand points.
 [[nodiscard]] std::string svg_chart(const ReportChart& chart);
 /// One coloured cell per layer and head.

@@ -79,12 +79,14 @@ class Dataset {
     std::int64_t extent_;
 };
 
-/// An HDF5 file, newly made (close() it) or read-only. Address-stable: datasets refer to it.
+/// An HDF5 file, newly made or extended (close() it) or read-only. Address-stable: datasets refer to it.
 class File {
   public:
     /// Creates or truncates. Format of HDF5 1.10, whose metadata carry checksums; no time stamps.
     [[nodiscard]] static std::unique_ptr<File> create(const std::filesystem::path& file);
     [[nodiscard]] static std::unique_ptr<File> open(const std::filesystem::path& file);
+    /// Opens to add objects or remove them; close() it.
+    [[nodiscard]] static std::unique_ptr<File> open_to_extend(const std::filesystem::path& file);
     ~File();
     File(const File&) = delete;
     File& operator=(const File&) = delete;
@@ -98,6 +100,7 @@ class File {
     [[nodiscard]] hid_t id() const { return id_.id(); }
 
     void make_group(const std::string& name);
+    void remove(const std::string& object);
     [[nodiscard]] bool has(const std::string& object) const;
 
     /// Chunked (at most `chunk` elements), Fletcher32. A growing one starts empty.
@@ -112,6 +115,10 @@ class File {
     [[nodiscard]] bool has_attribute(const std::string& object, const std::string& name) const;
     [[nodiscard]] std::string text_attribute(const std::string& object, const std::string& name) const;
     [[nodiscard]] std::int64_t integer_attribute(const std::string& object, const std::string& name) const;
+    /// An integer or a floating-point number.
+    [[nodiscard]] double number_attribute(const std::string& object, const std::string& name) const;
+    /// 0, 1, or the enumeration that h5py writes for a bool.
+    [[nodiscard]] bool flag_attribute(const std::string& object, const std::string& name) const;
 
     /// A scalar UTF-8 string dataset of any length.
     void write_text(const std::string& name, const std::string& text);
@@ -136,6 +143,7 @@ class File {
 
   private:
     explicit File(std::filesystem::path file);
+    [[nodiscard]] static std::unique_ptr<File> open(const std::filesystem::path& file, unsigned mode);
     [[nodiscard]] Handle access_list();
     [[nodiscard]] Dataset new_dataset(const std::string& name, DType dtype, std::int64_t extent, std::int64_t chunk,
                                       bool growing);

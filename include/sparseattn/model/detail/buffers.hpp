@@ -13,7 +13,6 @@ namespace sparseattn::detail {
 // What decides the sizes.
 struct BufferShape {
     std::int64_t tokens = 0;
-    bool gated = false;
     bool training = false;
     bool recompute = false;
     int loss_block = 1;
@@ -23,12 +22,10 @@ struct BufferShape {
 // What one layer's backward pass reads besides the layer's input.
 template <class T, class Mem>
 struct LayerBuffers {
-    Span2<T, Mem> qkv;                       // [tokens, qkv features]; q and k rotated in place, or raw with qk_norm
-    Span2<T, Mem> qk;                        // with qk_norm: q and k, normalised and rotated
-    Span2<T, Mem> attention;                 // what o_proj reads
-    Span2<T, Mem> lse;                       // of the full branch
-    Span2<T, Mem> full, sparse, sparse_lse;  // gated plans
-    Span2<T, Mem> middle;                    // residual stream between attention and MLP
+    Span2<T, Mem> qkv;        // [tokens, qkv features]; q and k rotated in place, or raw with qk_norm
+    Span2<T, Mem> qk;         // with qk_norm: q and k, normalised and rotated
+    Span2<T, Mem> attention;  // what o_proj reads
+    Span2<T, Mem> middle;     // residual stream between attention and MLP
     Span2<T, Mem> gate_up;
 };
 
@@ -47,7 +44,6 @@ struct ScratchBuffers {
     Span2<T, Mem> dattention;
     Span2<T, Mem> dqkv;
     Span1<T, Mem> norm_partial;
-    Span1<float, Mem> dgate;
 };
 
 template <class T, class Mem>

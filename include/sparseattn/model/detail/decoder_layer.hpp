@@ -1,7 +1,6 @@
 #pragma once
 // One decoder layer: attention and MLP with their norms and residual sums, forward and backward.
 
-#include "sparseattn/core/workspace.hpp"
 #include "sparseattn/model/decoder.hpp"
 #include "sparseattn/model/detail/buffers.hpp"
 
@@ -11,6 +10,7 @@ namespace sparseattn::detail {
 // hidden].
 struct LayerOffsets {
     std::int64_t input_norm, qkv, q_norm, k_norm, o, post_norm, gate_up, down;
+    [[nodiscard]] std::int64_t begin() const { return input_norm; }  // of the layer's first parameter
 };
 LayerOffsets layer_offsets(const ParameterTable& table, const ModelConfig& config, int layer);
 
@@ -22,14 +22,13 @@ struct LayerCall {
     const Exec& exec;
     const ModelConfig& config;
     const Sequences<Mem>& sequences;
-    const AttentionPlan<Mem>& plan;
+    LayerAttention<Exec, T>& attention;
     int layer;
     LayerOffsets offsets;
     Span1<const T, Mem> parameters;
     Span2<T, Mem> input;  // the residual stream before the layer
     const LayerBuffers<T, Mem>& saved;
     const ScratchBuffers<T, Mem>& scratch;
-    Workspace<Mem>& workspace;
 };
 
 // Fills `saved` and writes the residual stream after the layer to `output`, which may be the input's memory. An empty
@@ -37,10 +36,9 @@ struct LayerCall {
 template <class Exec, class T>
 void layer_forward(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& output);
 
-// Turns scratch.stream from the gradient after the layer into that before it, adds to the flat gradients and to the
-// layer's row of dgate. Overwrites part of `saved`.
+// Turns scratch.stream from the gradient after the layer into that before it, and adds to the flat gradients.
+// Overwrites part of `saved`.
 template <class Exec, class T>
-void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients,
-                    const Span2<float, typename Exec::memory_space>& dgate);
+void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients);
 
 }  // namespace sparseattn::detail

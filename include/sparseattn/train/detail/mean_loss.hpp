@@ -1,7 +1,6 @@
 #pragma once
 // Validation loss over ranks.
 
-#include "sparseattn/parallel/communicator.hpp"
 #include "sparseattn/train/detail/pack_runner.hpp"
 
 namespace sparseattn::detail {
@@ -11,8 +10,9 @@ struct MeanLoss {
     std::int64_t labels = 0;
 };
 
-// Mean loss over packs 0 .. packs - 1 of a stream, shared among the ranks; the same result on each. Collective.
+// Mean loss over packs 0 .. packs - 1 of a stream, shared among the sequence groups of the runner's grid; the same
+// result on each rank. Collective.
 MeanLoss mean_loss(PackRunner& runner, const PackStream& stream, std::int64_t packs, const HeadMap* gates,
-                   const Span1<const float, TrainMem>& parameters, const Communicator& communicator);
+                   const Span1<const float, TrainMem>& parameters);
 
 }  // namespace sparseattn::detail

@@ -9,7 +9,7 @@
 
 #include "sparseattn/io/checkpoint.hpp"
 #include "sparseattn/io/token_dataset.hpp"
-#include "sparseattn/parallel/communicator.hpp"
+#include "sparseattn/parallel/flat_shards.hpp"
 #include "sparseattn/train/detail/gate_learner.hpp"
 #include "sparseattn/train/detail/pack_runner.hpp"
 
@@ -17,7 +17,7 @@ namespace sparseattn::detail {
 
 struct RunState {
     Array1<float, TrainMem> parameters;  // [table.total()]
-    Array1<float, TrainMem> m, v;        // their moments; empty when the weights do not learn
+    Array1<float, TrainMem> m, v;        // moments of this rank's shares [packed_size()]; empty if no weights learn
     std::optional<GateLearner> gates;    // none in mode dense
     std::int64_t step = 0;
     std::int64_t tokens = 0;
@@ -26,9 +26,10 @@ struct RunState {
     int skipped_in_row = 0;
 };
 
-// The state at step 0: weights from the seed or init_from, gates from the seed, a mask file or init_from. `options`
-// must outlive the state. Local.
-[[nodiscard]] RunState initial_state(const TrainExec& exec, const TrainOptions& options, const ParameterTable& table);
+// The state at step 0: weights from the seed or init_from (of that, this rank's shares only), gates from the seed, a
+// mask file or init_from. `options` must outlive the state. Local.
+[[nodiscard]] RunState initial_state(const TrainExec& exec, const TrainOptions& options, const ParameterTable& table,
+                                     const FlatShards& shards);
 
 // Settings under which a run may go on: a flat object of deck keys. What a checkpoint was written with must equal it.
 [[nodiscard]] nlohmann::json fixed_settings(const TrainOptions& options, const TokenDataset& data);
@@ -37,17 +38,18 @@ struct RunState {
 [[nodiscard]] CheckpointMeta describe(const RunState& state, const TrainOptions& options, const TokenDataset& data,
                                       int ranks);
 
-// The tensors that one of `ranks` ranks writes; flat buffers are cut into equal ranges, gates belong to rank 0. The
-// object keeps the memory that the parts point to.
+// The tensors that one rank writes: its shares of the flat buffers, and the gates on rank 0. No tensor is in two
+// buckets of `shards`. The object keeps the memory that the parts point to.
 class StateParts {
   public:
-    StateParts(const RunState& state, const ParameterTable& table, const TrainOptions& options, int rank, int ranks);
+    StateParts(const RunState& state, const ParameterTable& table, const FlatShards& shards,
+               const TrainOptions& options, int rank);
     [[nodiscard]] const std::vector<TensorPart>& parts() const { return parts_; }
 
   private:
     using HostFloats = Kokkos::View<const float*, Kokkos::LayoutRight, Kokkos::HostSpace>;
-    void add_flat(const std::string& prefix, const ParameterTable& table, const Array1<float, TrainMem>& buffer,
-                  int rank, int ranks);
+    void add_range(const std::string& prefix, const ParameterTable& table, const IndexRange& range,
+                   const float* values);
     void add_host(const std::string& name, const std::vector<std::int64_t>& shape, const HostParameters& values,
                   bool moments);
 
@@ -55,11 +57,12 @@ class StateParts {
     std::vector<HostFloats> copies_;
 };
 
-// Reads a whole state back. CheckpointError naming key, was and must when fixed settings differ.
+// Reads a state back, of the weights this rank's shares. CheckpointError naming key, was and must when fixed settings
+// differ.
 void load_state(const CheckpointReader& reader, const TrainOptions& options, const TokenDataset& data,
-                const ParameterTable& table, RunState& state);
+                const ParameterTable& table, const FlatShards& shards, RunState& state);
 
-// Reads the weights only.
+// Reads all weights.
 void load_weights(const CheckpointReader& reader, const ParameterTable& table,
                   const Array1<float, TrainMem>& parameters);
 

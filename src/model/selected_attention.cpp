@@ -1,0 +1,159 @@
+#include "sparseattn/model/selected_attention.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "sparseattn/core/error.hpp"
+#include "sparseattn/core/profiling.hpp"
+#include "sparseattn/model/detail/gates.hpp"
+
+namespace sparseattn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(const Clock::time_point& start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <class View>
+std::int64_t view_bytes(const View& view) {
+    return static_cast<std::int64_t>(view.size() * sizeof(typename View::value_type));
+}
+
+// Entries of a dense causal layout of one sequence: what a selector lists at most.
+std::int64_t dense_entries(std::int64_t tokens, int block, std::int64_t heads) {
+    const std::int64_t rows = (tokens + block - 1) / block;
+    return heads * rows * (rows + 1) / 2;
+}
+
+}  // namespace
+
+template <class Exec, class T>
+SelectedAttention<Exec, T>::SelectedAttention(std::vector<LayerSelector> layers, const AttentionOptions& options,
+                                              bool gated)
+    : layers_(std::move(layers)), options_(options), gated_(gated) {
+    for (const LayerSelector& layer : layers_) validate(layer.method);
+}
+
+template <class Exec, class T>
+void SelectedAttention<Exec, T>::set_gates(const SelectionGates<Mem>& gates) {
+    require(gated_, "SelectedAttention", "made without gates", "made with them to set any");
+    gates_ = std::make_unique<const SelectionGates<Mem>>(gates);
+}
+
+template <class Exec, class T>
+void SelectedAttention<Exec, T>::prepare(const ModelConfig& config, const PassShape& pass) {
+    require(static_cast<int>(layers_.size()) == config.num_hidden_layers, "selectors", layers_.size(),
+            concat("one for each of the model's ", config.num_hidden_layers, " layers"));
+    if (gated_) {
+        require(gates_ != nullptr, "gates", "not set", "set before a gated pass");
+        detail::check_gates("extents of gate", gates_->gate.extent(0), gates_->gate.extent(1), config);
+        const std::size_t known = gates_->host_gate.size();
+        require(known == 0 || known == gates_->gate.size(), "host_gate.size()", known,
+                concat("0 or that of the gates, ", gates_->gate.size()));
+        if (pass.training) {
+            detail::check_gates("extents of dgate", gates_->dgate.extent(0), gates_->dgate.extent(1), config);
+        }
+    }
+    BlockAttention<Exec, T>::prepare(config, pass);
+    training_ = pass.training;
+    chosen_.resize(pass.training && !pass.recompute ? layers_.size() : 1);
+}
+
+template <class Exec, class T>
+void SelectedAttention<Exec, T>::forward(const Exec& exec, const LayerInputs<Exec, T>& inputs,
+                                         const HeadsView<T, Mem>& out) {
+    if (!observer_) {
+        BlockAttention<Exec, T>::forward(exec, inputs, out);
+        return;
+    }
+    fence(exec, "SparseAttn::selected_attention.inputs");
+    const Clock::time_point start = Clock::now();
+    BlockAttention<Exec, T>::forward(exec, inputs, out);
+    fence(exec, "SparseAttn::selected_attention.out");
+    const double seconds = seconds_since(start);
+    observer_({inputs, chosen(inputs.layer).layout, out, selection_seconds_, seconds - selection_seconds_});
+}
+
+template <class Exec, class T>
+auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
+    const Region region("SparseAttn::selected_attention.select");
+    const LayerSelector& selector = layers_[inputs.layer];
+    Chosen& made = chosen(inputs.layer);
+    const Clock::time_point start = Clock::now();
+    made = {};  // give the old lists back first
+    made.layout = select<Exec, T>(exec, inputs.heads.query, inputs.heads.key, inputs.sequences, selector.method,
+                                  workspace_, heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))));
+    if (training_) made.transposed = transpose(exec, inputs.sequences, made.layout);
+    if (observer_) {
+        fence(exec, "SparseAttn::selected_attention.select");
+        selection_seconds_ = seconds_since(start);
+    }
+    return plan_of(inputs.layer);
+}
+
+template <class Exec, class T>
+auto SelectedAttention<Exec, T>::backward_plan(const Exec&, const LayerInputs<Exec, T>& inputs) -> LayerPlan<Mem> {
+    return plan_of(inputs.layer);
+}
+
+// The selector's own plan, and for open gates, whose sparse branch does not run, a list that costs nothing.
+template <class Exec, class T>
+HeadPlan SelectedAttention<Exec, T>::heads_of(int layer, int heads) const {
+    HeadPlan plan = layers_[layer].heads;
+    if (!gated_ || gates_->host_gate.empty()) return plan;
+    const float* gate = gates_->host_gate.data() + static_cast<std::size_t>(layer) * heads;
+    for (int h = 0; h < heads; ++h) {
+        if (gate[h] != 1) continue;
+        plan.fixed.resize(heads);
+        plan.fixed[h] = HeadMode::stream(0, 1);
+    }
+    return plan;
+}
+
+template <class Exec, class T>
+auto SelectedAttention<Exec, T>::plan_of(int layer) -> LayerPlan<Mem> {
+    const Chosen& made = chosen(layer);
+    if (!gated_) return {{made.layout, made.transposed}, nullptr, {}, {}, options_};
+    sparse_ = std::make_unique<const LayoutPair<Mem>>(LayoutPair<Mem>{made.layout, made.transposed});
+    return {gates_->full, sparse_.get(), detail::layer_row(gates_->gate, layer),
+            detail::layer_row(gates_->dgate, layer), options_};
+}
+
+template <class Exec, class T>
+AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
+    AttentionBytes bytes = BlockAttention<Exec, T>::bytes(config, pass);
+    const Sequences<Mem> sequences({0, static_cast<std::int32_t>(pass.tokens)});
+    std::int64_t selection = 0, largest = 0, all = 0;
+    for (const LayerSelector& layer : layers_) {
+        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec>(
+                                            sequences, config.num_attention_heads, config.num_key_value_heads,
+                                            config.head_dim, layer.method)));
+        const std::int64_t entries =
+            dense_entries(pass.tokens, block_of(layer.method), config.num_attention_heads) * (pass.training ? 2 : 1);
+        const auto lists = entries * static_cast<std::int64_t>(sizeof(std::int32_t));
+        largest = std::max(largest, lists);
+        all += lists;
+    }
+    bytes.saved += pass.training && !pass.recompute ? all : largest;
+    bytes.workspace += selection;
+    return bytes;
+}
+
+template <class Exec, class T>
+std::int64_t SelectedAttention<Exec, T>::allocated() const {
+    std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity());
+    for (const Chosen& made : chosen_) {
+        const auto& [layout, transposed] = made;
+        bytes += view_bytes(layout.offsets) + view_bytes(layout.columns) + view_bytes(layout.key_offsets) +
+                 view_bytes(layout.keys) + view_bytes(transposed.offsets) + view_bytes(transposed.rows) +
+                 view_bytes(transposed.key_offsets) + view_bytes(transposed.key_rows);
+    }
+    return bytes;
+}
+
+template class SelectedAttention<Kokkos::DefaultExecutionSpace, float>;
+
+}  // namespace sparseattn
