@@ -23,28 +23,7 @@ bool foldable(const ForwardParams& params) {
     return params.layout.block == 64 && shared % 2 == 0 && (params.query_heads / params.key_heads) % 2 == 0;
 }
 
-struct Device {
-    int multiprocessors = 1, l2_bytes = 0;
-};
-cudaError_t query(Device& properties) {
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error != cudaSuccess) return error;
-    error = cudaDeviceGetAttribute(&properties.multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (error != cudaSuccess) return error;
-    return cudaDeviceGetAttribute(&properties.l2_bytes, cudaDevAttrL2CacheSize, device);
-}
-
-/// Lists are cut when there are too few tiles to fill the device, into parts of at least four steps of a sequence that
-/// holds all keys.
-int choose_splits(const ForwardParams& params, const Schedule& schedule, const Device& device) {
-    const bool alone = params.layout.block == 64 && schedule.heads_per_unit == 1;
-    const int teams = device.multiprocessors * (alone ? 2 : 1);
-    const int longest = params.batch.keys / (4 * tile_keys(params.head_dim));
-    return std::max(1, std::min(teams / std::max(schedule.tiles, 1), longest));
-}
-
-Schedule make_schedule(const ForwardParams& params, const Device& device) {
+Schedule make_schedule(const ForwardParams& params, int l2_bytes) {
     Schedule schedule{};
     schedule.counter = static_cast<int*>(params.workspace);
     schedule.order = schedule.counter + order_begin / sizeof(int);
@@ -53,26 +32,10 @@ Schedule make_schedule(const ForwardParams& params, const Device& device) {
     schedule.units = params.query_heads / schedule.heads_per_unit;
     schedule.tiles = schedule.rows * schedule.units;
     const double head_bytes = 4.0 * params.head_dim * std::max(params.batch.keys, 1);  // keys and values
-    const int heads = static_cast<int>(
-        std::clamp(l2_share * device.l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
+    const int heads =
+        static_cast<int>(std::clamp(l2_share * l2_bytes / head_bytes, 1.0, static_cast<double>(params.key_heads)));
     schedule.section_units = heads * (schedule.units / params.key_heads);
-    schedule.splits = choose_splits(params, schedule, device);
     return schedule;
-}
-
-/// Where the workspace's parts lie, in bytes: counter, order, and the results of parts of lists.
-struct Plan {
-    std::size_t partial_lse = 0, partial_out = 0, bytes = 0;
-};
-Plan make_plan(const ForwardParams& params, const Schedule& schedule) {
-    const auto align = [](std::size_t bytes) { return (bytes + 255) / 256 * 256; };
-    const std::size_t rows = static_cast<std::size_t>(params.batch.queries) * params.query_heads;
-    const std::size_t parts = schedule.splits > 1 ? static_cast<std::size_t>(schedule.splits) : 0;
-    Plan plan;
-    plan.partial_lse = align(order_begin + sizeof(int) * static_cast<std::size_t>(schedule.tiles));
-    plan.partial_out = align(plan.partial_lse + parts * rows * sizeof(float));
-    plan.bytes = align(plan.partial_out + parts * rows * params.head_dim * sizeof(float));
-    return plan;
 }
 
 template <int HeadDim>
@@ -122,22 +85,18 @@ const char* forward_gap(const ForwardParams& params) {
 }
 
 std::size_t forward_workspace(const ForwardParams& params) {
-    Device device;
-    if (params.key_heads < 1 || query(device) != cudaSuccess) return order_begin;  // the call will say what is wrong
-    return make_plan(params, make_schedule(params, device)).bytes;
+    return order_begin + sizeof(int) * static_cast<std::size_t>(params.layout.rows) * params.query_heads;
 }
 
 Status forward(const ForwardParams& params) {
-    Device device;
-    cudaError_t error = query(device);
+    int device = 0, multiprocessors = 0, l2_bytes = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, device);
     if (error != cudaSuccess) return {error, "device"};
 
     ForwardArgs args{};
-    args.schedule = make_schedule(params, device);
-    const Plan plan = make_plan(params, args.schedule);
-    auto* workspace = static_cast<unsigned char*>(params.workspace);
-    args.partials = {reinterpret_cast<float*>(workspace + plan.partial_out),
-                     reinterpret_cast<float*>(workspace + plan.partial_lse)};
+    args.schedule = make_schedule(params, l2_bytes);
     args.batch = params.batch;
     args.layout = params.layout;
     args.key_rows = params.key;
@@ -163,9 +122,8 @@ Status forward(const ForwardParams& params) {
     }
     error = launch_schedule(args.schedule, params.layout, params.stream);
     if (error != cudaSuccess) return {error, "schedule kernel"};
-    error = launch(params, args, std::min(device.multiprocessors, args.schedule.tiles * args.schedule.splits));
-    if (error != cudaSuccess || args.schedule.splits == 1) return {error, "forward kernel"};
-    return {launch_merge(args, params.query_heads, dim, params.stream), "merge kernel"};
+    error = launch(params, args, std::min(multiprocessors, args.schedule.tiles));
+    return {error, "forward kernel"};
 }
 
 }  // namespace sparseattn::cuda::hopper

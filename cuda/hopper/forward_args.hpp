@@ -24,13 +24,6 @@ struct Schedule {
     int units;           // of the whole call
     int section_units;   // per section; the last section may have fewer
     int heads_per_unit;  // 1, or 2 when folded
-    int splits;          // parts that each list is cut into, computed as tiles of their own (few queries, many keys)
-};
-
-/// Results of the parts, when there are several.
-struct Partials {
-    float* out;  // [splits, T_q, Hq, d], normalised
-    float* lse;  // [splits, T_q, Hq]
 };
 
 struct ForwardArgs {
@@ -41,7 +34,6 @@ struct ForwardArgs {
     Heads key_rows, value_rows;  // for single keys, which no box covers
     Heads out;
     Rows lse;
-    Partials partials;
     const float* gate;  // [Hq] or null
     float closed;       // heads with this gate have empty lists
     int group;          // query heads per key head
@@ -56,8 +48,5 @@ struct ForwardArgs {
 /// warpgroups of a multiprocessor walk one list.
 template <int HeadDim, int Block, bool Paired>
 [[nodiscard]] cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream);
-
-/// Adds up the parts, weighted by exp(lse), into out and lse.
-[[nodiscard]] cudaError_t launch_merge(const ForwardArgs& args, int query_heads, int head_dim, cudaStream_t stream);
 
 }  // namespace sparseattn::cuda::hopper

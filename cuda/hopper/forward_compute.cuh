@@ -24,23 +24,6 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) 
     }
 }
 
-/// Writes one of the thread's two rows of a part of a list.
-template <class Shape>
-__device__ __forceinline__ void store_part(const ForwardArgs& args, int split, std::int64_t token, int head, int half,
-                                           bool valid, const float (&o)[Shape::head_dim / 2], float inverse, float lse,
-                                           int lane) {
-    if (!valid) return;
-    const int heads = args.schedule.units * args.schedule.heads_per_unit;
-    const std::int64_t row = (split * static_cast<std::int64_t>(args.batch.queries) + token) * heads + head;
-    if (lane % 4 == 0) args.partials.lse[row] = lse;
-    float* out = args.partials.out + row * Shape::head_dim + lane % 4 * 2;
-#pragma unroll
-    for (int column = 0; column < Shape::head_dim; column += 8) {
-        const int at = column / 2 + 2 * half;
-        *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * inverse, o[at + 1] * inverse);
-    }
-}
-
 /// Normalises and writes a warp's 16 rows, 16 bytes a lane: a quad turns its 2 x 4 channels of four groups of 8 into
 /// one group each.
 template <class Shape>
@@ -56,13 +39,9 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& 
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
         const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
-        if (args.schedule.splits > 1) {
-            store_part<Shape>(args, tile.split, token + row, head, half, row < rows, o, inverse, lse, lane);
-            continue;
-        }
         if (lane % 4 == 0 && row < rows) {
-            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] = lse;
+            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] =
+                sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
         }
         auto* out = static_cast<__nv_bfloat16*>(args.out.data) + (token + row) * args.out.token_stride +
                     head * args.out.head_stride + lane % 4 * 8;

@@ -9,14 +9,12 @@ namespace sparseattn::cuda::hopper {
 // --- Scheduler ----------------------------------------------------------------------------------------------------
 
 template <class Shape>
-__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int number) {
+__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
     const Schedule& schedule = args.schedule;
     const Layout& layout = args.layout;
     Tile tile{};
     tile.steps = -1;
-    if (number >= schedule.tiles * schedule.splits) return tile;
-    tile.split = number / schedule.tiles;
-    const int index = number % schedule.tiles;
+    if (index >= schedule.tiles) return tile;
     const int section_tiles = schedule.section_units * schedule.rows;
     const int section = index / section_tiles;
     const int first_unit = section * schedule.section_units;
@@ -39,13 +37,7 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int number) {
         if (tile.closed[0] && tile.closed[1]) tile.blocks = tile.singles = 0;
     }
     const int steps = Shape::block_steps(tile.blocks) + (tile.singles + Shape::keys - 1) / Shape::keys;
-    const int part = (steps + schedule.splits - 1) / schedule.splits;
-    tile.begin = tile.split * part;
-    tile.steps = min(part, steps - tile.begin);
-    if (tile.steps < 1) {  // nothing left for this part
-        tile.blocks = tile.singles = tile.begin = 0;
-        tile.steps = 1;
-    }
+    tile.steps = max(steps, 1);
     tile.first = (row - layout.row_begin[sequence]) * Shape::block;
     tile.query_token = args.batch.query_offsets[sequence];
     tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
@@ -205,7 +197,7 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             const bool last = item + 1 == 2 * steps;
             if (!value) {
                 before = now;
-                now = step_keys<Shape>(tile, list, tile.begin + (item + 1) / 2, lane);
+                now = step_keys<Shape>(tile, list, (item + 1) / 2, lane);
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }

@@ -46,8 +46,6 @@ struct Tile {
     std::int64_t columns;        // where its list begins
     std::int64_t keys;           // where its single keys begin
     int steps;                   // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
-    int begin;                   // first of these steps among all of the list
-    int split;                   // which part of the list this is
     int blocks;                  // key blocks
     int singles;                 // single keys
     int head;                    // first head of the unit

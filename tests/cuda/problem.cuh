@@ -320,8 +320,9 @@ struct Comparison {
     bool ok() const { return first.empty(); }
 };
 
-/// Compares out and lse of the given queries with the reference. The bound on out is that of its rounding to bf16 (2^-8)
-/// plus that of rounding each probability (2^-8 of the weighted mean of |value|), and 2 % for everything in fp32.
+/// Compares out and lse of the given queries with the reference. The bound on out is that of its rounding to bf16
+/// (2^-8) plus that of rounding each probability (2^-8 of the weighted mean of |value|), and 2 % for everything in
+/// fp32.
 inline Comparison compare(const HostProblem& p, const DeviceProblem& device, const std::vector<std::int32_t>& tokens) {
     Comparison result;
     if (tokens.empty()) return result;
