@@ -170,7 +170,7 @@ void add_rest(std::vector<DeckKey>& keys) {
                            {number(64), number(128)}),
                     one_of(text("attention", "implementation", "automatic",
                                 "Attention kernel; automatic takes the fastest that fits."),
-                           {Text("automatic"), Text("reference"), Text("generic"), Text("host")}),
+                           {Text("automatic"), Text("reference"), Text("generic"), Text("host"), Text("cuda")}),
                     one_of(integer("parallel", "seq_parallel_size", 1, "ranks", 0, 0,
                                    "Ranks that share one sequence; this version has no sequence parallelism, so 1."),
                            {number(1)}),

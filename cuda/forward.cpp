@@ -1,0 +1,61 @@
+#include <cstdint>
+
+#include "cuda/attention.hpp"
+#include "cuda/hopper/forward.hpp"
+
+namespace sparseattn::cuda {
+namespace {
+
+/// The first argument that breaks the door's contract, or null.
+const char* broken_argument(const ForwardParams& p) {
+    if (p.query_heads < 1) return "query_heads";
+    if (p.key_heads < 1) return "key_heads";
+    if (p.batch.sequences < 0) return "batch.sequences";
+    if (p.batch.queries < 0) return "batch.queries";
+    if (p.batch.keys < 0) return "batch.keys";
+    if (p.layout.rows < 0) return "layout.rows";
+    if (p.layout.rows == 0 || p.batch.queries == 0) return nullptr;  // nothing to do, nothing is read
+    if (p.batch.query_offsets == nullptr) return "batch.query_offsets";
+    if (p.batch.key_offsets == nullptr) return "batch.key_offsets";
+    if (p.layout.lists < 1) return "layout.lists";
+    if (p.layout.shared_heads < 1) return "layout.shared_heads";
+    if (p.layout.row_begin == nullptr) return "layout.row_begin";
+    if (p.layout.row_sequence == nullptr) return "layout.row_sequence";
+    if (p.layout.head_list == nullptr) return "layout.head_list";
+    if (p.layout.windows == nullptr) return "layout.windows";
+    if (p.layout.offsets == nullptr) return "layout.offsets";
+    if (p.query.data == nullptr) return "query";
+    if (p.batch.keys > 0 && p.key.data == nullptr) return "key";
+    if (p.batch.keys > 0 && p.value.data == nullptr) return "value";
+    if (p.out.data == nullptr) return "out";
+    if (p.lse.data == nullptr) return "lse";
+    if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
+    if (p.workspace_bytes < forward_workspace(p)) return "workspace_bytes";
+    return nullptr;
+}
+
+}  // namespace
+
+Kernel forward_kernel(const ForwardParams& params, const char** why) {
+    int device = 0, major = 0;
+    const bool hopper = cudaGetDevice(&device) == cudaSuccess &&
+                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                        major == 9;
+    const char* gap = hopper ? hopper::forward_gap(params) : "the device is not of compute capability 9.0";
+    if (why != nullptr) *why = gap;
+    return *gap == '\0' ? Kernel::hopper : Kernel::none;
+}
+
+std::size_t forward_workspace(const ForwardParams& params) {
+    return hopper::forward_workspace(params);
+}
+
+Status forward(const ForwardParams& params) {
+    if (const char* argument = broken_argument(params)) return {cudaErrorInvalidValue, argument};
+    const char* why = "";
+    if (forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    if (params.layout.rows == 0 || params.batch.queries == 0) return {};
+    return hopper::forward(params);
+}
+
+}  // namespace sparseattn::cuda

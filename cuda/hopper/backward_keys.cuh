@@ -1,0 +1,434 @@
+#pragma once
+/// \file
+/// The key pass: dK and dV of one key block at a time, from the transposed lists. Device code for sm_90a only.
+///
+/// A persistent block of one producer warp and two consumer warpgroups takes items (key head, key block). It keeps K
+/// and V of the block in shared memory and dK and dV in registers while tiles of 64 queries (Q, dO, lse, delta) stream
+/// through a ring, over all query heads of the group and all rows of their lists, in ascending order. Scores are formed
+/// transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV += P^T dO, dK += dS^T Q.
+/// Blocks of 128: each warpgroup has 64 of the keys and both see every tile. Blocks of 64: both have all keys and take
+/// tiles in turn; their sums are added at the end.
+/// With dq_sums, dS^T also goes through shared memory into dQ = dS K, added to global memory as it comes.
+
+#include "cuda/hopper/backward_parts.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+template <int D, int B, bool WithQueries>
+struct KeyPass {
+    static_assert((D == 64 || D == 128) && (B == 64 || B == 128));
+    static constexpr int stages = D == 64 ? 6 : (B == 128 ? 3 : 4);
+    static constexpr int key_bytes = B * D * 2;
+    static constexpr int query_bytes = query_tile * D * 2;
+    static constexpr int key_panel = B * swizzle_row;
+    static constexpr int query_panel = query_tile * swizzle_row;
+    static constexpr int score_bytes = WithQueries ? B * swizzle_row : 16;
+    static constexpr bool split_keys = B == 128;  // between the warpgroups; otherwise they split the tiles
+    static constexpr int readers = split_keys ? 8 : 4;  // warps that use a tile
+    static constexpr int tile_step = split_keys ? 1 : 2;
+    // dQ: channels of one product; warpgroups that share tiles take a part each.
+    static constexpr int part_channels = split_keys ? D / 2 : 64;
+    static_assert(!WithQueries || split_keys || D == 64, "one warpgroup has no registers for 128 channels of dQ");
+
+    struct Shared {
+        alignas(1024) unsigned char key[key_bytes];
+        alignas(1024) unsigned char value[key_bytes];
+        alignas(1024) unsigned char query[stages][query_bytes];
+        alignas(1024) unsigned char dout[stages][query_bytes];
+        alignas(1024) unsigned char score[2][score_bytes];
+        alignas(16) float values[stages][2 * query_tile];
+        TileNote notes[stages];
+        ItemNote item;
+        Barrier keys_full, keys_empty;
+        Barrier full[stages], empty[stages];
+    };
+
+    // --- Producer ---------------------------------------------------------------------------------------------------
+
+    struct Producer {
+        const BackwardArgs& args;
+        const KeyPassMaps& maps;
+        Shared& shared;
+        int lane;
+        Ring<stages> ring;
+
+        /// Sends one tile, or an item's end mark (note.begin < 0).
+        __device__ __forceinline__ void send(const TileNote& note, int token) {
+            barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
+            if (elect_one()) {
+                Barrier* full = &shared.full[ring.stage];
+                shared.notes[ring.stage] = note;
+                if (note.begin < 0) {
+                    barrier_arrive(full);
+                } else {
+                    barrier_expect(full, 2 * query_bytes + 2 * query_tile * 4);
+                    load_tile<query_tile, D>(shared.query[ring.stage], &maps.query, full, token, note.head);
+                    load_tile<query_tile, D>(shared.dout[ring.stage], &maps.dout, full, token, note.head);
+                    bulk_load(shared.values[ring.stage],
+                              args.row_values + static_cast<std::int64_t>(note.tile) * 2 * query_tile,
+                              2 * query_tile * 4, full);
+                }
+            }
+            __syncwarp();
+            ring.next();
+        }
+
+        /// The tiles of one head that see keys [j0, j0 + B) of a sequence.
+        __device__ __forceinline__ void send_head(int head, int key_block, int row_begin, const SequenceSpan& span,
+                                                  int j0) {
+            const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
+            const std::int64_t list =
+                static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.key_blocks + key_block;
+            const std::int64_t first = args.transposed.offsets[list];
+            const int count = static_cast<int>(args.transposed.offsets[list + 1] - first);
+            ListReader rows(args.transposed.rows + first, count, lane);
+            for (int index = 0; index < count; ++index) {
+                const int row = rows.entry(index);
+#pragma unroll
+                for (int part = 0; part < B / query_tile; ++part) {
+                    const int i0 = row * B + part * query_tile;
+                    const int i1 = min(i0 + query_tile, span.queries);
+                    if (i0 >= i1 || rule.none_visible(i0, i1, j0, j0 + B)) continue;
+                    const int tile = head * args.tiles + (row_begin + row) * (B / query_tile) + part;
+                    send({i0, !rule.all_visible(i0, i1, j0, j0 + B), head, tile}, span.query_begin + i0);
+                }
+            }
+        }
+
+        __device__ __forceinline__ void run() {
+            const int items = args.key_heads * args.layout.key_blocks;
+            const int group = args.query_heads / args.key_heads;
+            ItemQueue queue(args.next_item, items, lane);
+            std::uint32_t phase = 0;
+            for (;; phase ^= 1) {
+                const int item = queue.take();
+                barrier_wait(&shared.keys_empty, phase ^ 1);
+                if (item >= items) break;
+                const int head = item % args.key_heads;  // causal: the first key blocks have the longest lists
+                const int key_block = item / args.key_heads;
+                const int sequence = args.layout.key_block_sequence[key_block];
+                const SequenceSpan span(args.batch, sequence);
+                const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
+                if (elect_one()) {
+                    shared.item = {head, span.key_begin + j0, j0, 0, span.queries, span.keys, {}};
+                    barrier_expect(&shared.keys_full, 2 * key_bytes);
+                    load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, span.key_begin + j0, head);
+                    load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, span.key_begin + j0, head);
+                }
+                __syncwarp();
+                const int row_begin = args.layout.row_begin[sequence];
+                for (int member = 0; member < group; ++member) {
+                    send_head(head * group + member, key_block, row_begin, span, j0);
+                }
+                for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0);
+            }
+            if (elect_one()) {
+                shared.item.head = -1;
+                barrier_arrive(&shared.keys_full);
+            }
+        }
+    };
+
+    // --- Consumers --------------------------------------------------------------------------------------------------
+
+    struct Consumer {
+        // Registers are scarce (224 of 240 hold fragments at d 128): whatever can be read again is not kept.
+        const BackwardArgs& args;
+        Shared& shared;
+        Ring<stages> ring;
+        int turn = 0;  // buffer of dS^T
+        float score[32], dscore[32];
+        float narrow_dquery[16];
+        std::uint32_t packed_score[16], packed_dscore[16];
+        float dkey[D / 2], dvalue[D / 2];
+
+        static __device__ __forceinline__ int group() { return threadIdx.x / 128 - 1; }  // of the consumers, 0 or 1
+        static __device__ __forceinline__ int thread() { return threadIdx.x % 128; }     // in the warpgroup
+        static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+
+        __device__ __forceinline__ void next_tile() {
+            for (int i = 0; i < tile_step; ++i) ring.next();
+        }
+        /// Waits for the tile at the current position; false when it is the item's end mark.
+        __device__ __forceinline__ bool await_tile() {
+            barrier_wait(&shared.full[ring.stage], ring.phase);
+            return shared.notes[ring.stage].begin >= 0;
+        }
+        __device__ __forceinline__ const unsigned char* my_keys(const unsigned char* tile) const {
+            return tile + (split_keys ? group() * 64 * swizzle_row : 0);
+        }
+
+        /// S^T of the tile at the current position, as a group of its own.
+        __device__ __forceinline__ void start_scores() {
+            product_fence();
+            product_of_rows<D>(score, my_keys(shared.key), key_panel, shared.query[ring.stage], query_panel);
+            product_commit();
+        }
+        /// dP^T, likewise.
+        __device__ __forceinline__ void start_dscores() {
+            product_fence();
+            product_of_rows<D>(dscore, my_keys(shared.value), key_panel, shared.dout[ring.stage], query_panel);
+            product_commit();
+        }
+
+        /// Sets scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible, and those
+        /// from `tail` on that are not before low (TokenRule, solved for the query).
+        __device__ __forceinline__ void mask() {
+            const TileNote note = shared.notes[ring.stage];
+            const Window window = args.layout.windows[note.head];
+            constexpr int far = 1 << 30;
+            const int first = note.begin + lane() % 4 * 2;  // the thread's first query
+            const int tail = shared.item.queries - window.dense_tail - first;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int j = shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
+                const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
+                const int low = args.layout.causal ? equal : (j < shared.item.keys ? -far : far);
+                const int high = window.local == Window::everything || j < window.sink
+                                     ? far
+                                     : equal + min(window.local, far);
+#pragma unroll
+                for (int i = 0; i < 32; i += 4) {
+#pragma unroll
+                    for (int side = 0; side < 2; ++side) {
+                        const int query = i * 2 + side;
+                        if (query < low || (query >= high && query < tail)) score[i + 2 * half + side] = -INFINITY;
+                    }
+                }
+            }
+        }
+
+        /// P^T from S^T.
+        __device__ __forceinline__ void exponentiate() {
+            const float* lse = shared.values[ring.stage] + lane() % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 32; i += 4) {
+                const float2 l = *reinterpret_cast<const float2*>(lse + i * 2);
+                score[i] = exp2_fast(score[i] * args.scale_log2 - l.x);
+                score[i + 1] = exp2_fast(score[i + 1] * args.scale_log2 - l.y);
+                score[i + 2] = exp2_fast(score[i + 2] * args.scale_log2 - l.x);
+                score[i + 3] = exp2_fast(score[i + 3] * args.scale_log2 - l.y);
+            }
+        }
+        /// dS^T = P^T (dP^T - delta), packed. P is the rounded one that dV sums: its unrounded registers are free by now.
+        __device__ __forceinline__ void differentiate() {
+            const float* delta = shared.values[ring.stage] + query_tile + lane() % 4 * 2;
+#pragma unroll
+            for (int i = 0; i < 32; i += 4) {
+                const float2 l = *reinterpret_cast<const float2*>(delta + i * 2);
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const std::uint32_t p = packed_score[i / 2 + half];
+                    packed_dscore[i / 2 + half] =
+                        pack_bf16(unpack_low(p) * (dscore[i + 2 * half] - l.x),
+                                  unpack_high(p) * (dscore[i + 2 * half + 1] - l.y));
+                }
+            }
+        }
+
+        /// Where dS^T of a tile lies. Warpgroups that share tiles have two buffers in turn: whoever passes the barrier of
+        /// a tile has finished reading the tile before.
+        __device__ __forceinline__ unsigned char* score_buffer() const { return shared.score[split_keys ? turn : group()]; }
+        /// dS^T to shared memory in rows of keys.
+        __device__ __forceinline__ void publish_dscores() {
+            turn ^= 1;
+            const int row = (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() % 16;
+#pragma unroll
+            for (int step = 0; step < 4; ++step) {
+                const std::uint32_t* p = packed_dscore + 4 * step;
+                store_matrix_x4(score_buffer() + swizzled(row, 2 * step + lane() / 16), p[0], p[1], p[2], p[3]);
+            }
+            fence_async_shared();
+            named_sync(split_keys ? 1 : 2 + group(), split_keys ? 256 : 128);
+        }
+        /// Where dQ is formed: the registers of dP^T, which are free then (two names for them would cost the compiler
+        /// the registers it lacks), or fewer of its own.
+        __device__ __forceinline__ auto& dquery() {
+            if constexpr (part_channels == 64) {
+                return dscore;
+            } else {
+                return narrow_dquery;
+            }
+        }
+        /// Channels [part * part_channels, + part_channels) of dQ = dS K of a tile, as a group of its own.
+        __device__ __forceinline__ void start_dquery(int part) {
+            const int first = part * part_channels;
+            const std::uint64_t a = operand(score_buffer());
+            const std::uint64_t b = operand(shared.key + first / 64 * key_panel + first % 64 * 2);
+            product_fence();
+#pragma unroll
+            for (int step = 0; step < B / 16; ++step) {
+                product<true, true>(dquery(), advance(a, step * 2 * swizzle_atom),
+                                    advance(b, step * 2 * swizzle_atom), step > 0);
+            }
+            product_commit();
+        }
+        /// Adds them to global memory. `Younger` groups were committed after start_dquery.
+        template <int Younger>
+        __device__ __forceinline__ void add_dquery(int stage, int part) {
+            constexpr int floats = query_tile * part_channels;
+            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
+            product_wait<Younger>();
+            pin(dquery());
+            reduce_fragments<part_channels / 2>(sums + part * floats, dquery(), thread());
+        }
+        /// dK and dQ of the tile in ring stage `before`, and S^T of the one at the current position if there is one.
+        template <bool Scores>
+        __device__ __forceinline__ void finish_before(int before) {
+            start_dquery(split_keys ? group() : 0);
+            if constexpr (Scores) start_scores();
+            start_dkey(before);
+            add_dquery<Scores ? 2 : 1>(before, split_keys ? group() : 0);
+        }
+
+        /// dV += P^T dO of the tile at the current position, as a group of its own.
+        __device__ __forceinline__ void start_dvalue() {
+            product_fence();
+            product_of_packed<64>(dvalue, packed_score, shared.dout[ring.stage], query_panel);
+            product_commit();
+        }
+        /// dK += dS^T Q of the tile in ring stage `stage`, likewise.
+        __device__ __forceinline__ void start_dkey(int stage) {
+            product_fence();
+            product_of_packed<64>(dkey, packed_dscore, shared.query[stage], query_panel);
+            product_commit();
+        }
+
+        /// P^T, dS^T and dV of the tile at the current position and meanwhile, unless the tile is the item's first, dK
+        /// (and dQ) of the tile before, in ring stage `before`. No product is in flight on entry or on return: the
+        /// compiler would serialise products that cross the end of a loop.
+        template <bool First>
+        __device__ __forceinline__ void step(int before) {
+            if constexpr (First) {
+                start_scores();
+            } else if constexpr (WithQueries) {
+                finish_before<true>(before);
+            } else {
+                start_scores();
+                start_dkey(before);
+            }
+            start_dscores();
+            product_wait<First ? 1 : 2>();
+            pin(score);
+            if (shared.notes[ring.stage].masked) mask();
+            exponentiate();
+            product_wait<0>();
+            pin(dscore);
+            if constexpr (!First) warp_release(&shared.empty[before], lane());
+            pack(score, packed_score);
+            pin(packed_score);
+            start_dvalue();
+            differentiate();
+            pin(packed_dscore);
+            if constexpr (WithQueries) publish_dscores();
+            product_wait<0>();
+        }
+
+        /// All tiles of an item.
+        __device__ __forceinline__ void sum() {
+#pragma unroll
+            for (int i = 0; i < D / 2; ++i) dkey[i] = dvalue[i] = 0;
+            pin(dkey);
+            pin(dvalue);
+            if (!await_tile()) return;
+            step<true>(0);
+            int before = ring.stage;
+            next_tile();
+            while (await_tile()) {
+                step<false>(before);
+                before = ring.stage;
+                next_tile();
+            }
+            if constexpr (WithQueries) {
+                finish_before<false>(before);
+            } else {
+                start_dkey(before);
+            }
+            product_wait<0>();
+            pin(dkey);
+            pin(dvalue);
+            warp_release(&shared.empty[before], lane());
+        }
+
+        __device__ __forceinline__ void run() {
+            if (!split_keys && group() == 1) ring.next();
+            for (std::uint32_t phase = 0;; phase ^= 1) {
+                barrier_wait(&shared.keys_full, phase);
+                if (shared.item.head < 0) break;
+                sum();
+                warp_release(&shared.empty[ring.stage], lane());  // the end mark
+                next_tile();
+                finish();
+            }
+        }
+
+        /// Writes dK and dV.
+        __device__ __forceinline__ void finish() {
+            const ItemNote item = shared.item;
+            if constexpr (split_keys) {
+                warp_release(&shared.keys_empty, lane());
+                const int first = group() * 64;
+                const int valid = item.keys - item.begin - first;
+                store_rows<D / 2>(args.dk, dkey, args.scale, item.token + first, item.head, 0, valid, thread());
+                store_rows<D / 2>(args.dv, dvalue, 1, item.token + first, item.head, 0, valid, thread());
+            } else {
+                const int valid = item.keys - item.begin;
+                if (group() == 0) {
+                    exchange(dkey, dvalue);
+                    store_rows<D / 2>(args.dv, dvalue, 1, item.token, item.head, 0, valid, thread());
+                } else {
+                    exchange(dvalue, dkey);
+                    store_rows<D / 2>(args.dk, dkey, args.scale, item.token, item.head, 0, valid, thread());
+                }
+            }
+        }
+        /// Gives one sum to the other warpgroup and adds what that one gives to the other sum, through the memory of K
+        /// and V in two rounds.
+        __device__ __forceinline__ void exchange(const float (&given)[D / 2], float (&kept)[D / 2]) {
+            constexpr int floats = key_bytes / 4;  // D / 4 registers of 128 threads
+            float* memory = reinterpret_cast<float*>(shared.key);
+#pragma unroll
+            for (int round = 0; round < 2; ++round) {
+                named_sync(1, 256);
+                write_fragments<D / 4>(memory + group() * floats, given + round * (D / 4), thread());
+                named_sync(1, 256);
+                add_fragments<D / 4>(kept + round * (D / 4), memory + (1 - group()) * floats, thread());
+            }
+            fence_async_shared();
+            warp_release(&shared.keys_empty, lane());
+        }
+    };
+};
+
+template <int D, int B, bool WithQueries>
+__global__ void __launch_bounds__(384, 1)
+    key_pass_kernel(const __grid_constant__ BackwardArgs args, const __grid_constant__ KeyPassMaps maps) {
+    using Pass = KeyPass<D, B, WithQueries>;
+    extern __shared__ __align__(1024) unsigned char raw[];
+    auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
+    if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
+    if (threadIdx.x == 0) {
+        barrier_init(&shared.keys_full, 1);
+        barrier_init(&shared.keys_empty, 8);
+        for (int stage = 0; stage < Pass::stages; ++stage) {
+            barrier_init(&shared.full[stage], 1);
+            barrier_init(&shared.empty[stage], Pass::readers);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    const int warpgroup = threadIdx.x / 128;
+    if (warpgroup == 0) {
+        give_registers<24>();
+        if (threadIdx.x < 32) {
+            typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}};
+            producer.run();
+        }
+    } else {
+        take_registers<240>();
+        typename Pass::Consumer consumer{args, shared, {}};
+        consumer.run();
+    }
+}
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,195 @@
+#pragma once
+/// \file
+/// Pieces that the backward kernels of Hopper share. Device code for sm_90a only.
+
+#include "cuda/hopper/backward_args.hpp"
+#include "cuda/hopper/ptx.cuh"
+#include "cuda/hopper/token_rule.cuh"
+#include "cuda/hopper/wgmma.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+/// The sequence that a row or key block lies in.
+struct SequenceSpan {
+    int query_begin, queries, key_begin, keys;
+
+    __device__ __forceinline__ SequenceSpan(const Batch& batch, int sequence) {
+        query_begin = batch.query_offsets[sequence];
+        queries = batch.query_offsets[sequence + 1] - query_begin;
+        key_begin = batch.key_offsets[sequence];
+        keys = batch.key_offsets[sequence + 1] - key_begin;
+    }
+};
+
+/// Reads a list by a whole warp, 32 entries at a time and 32 ahead. Entries must be asked for in order from 0.
+class ListReader {
+  public:
+    __device__ __forceinline__ ListReader(const std::int32_t* list, int count, int lane)
+        : list_(list), count_(count), lane_(lane), ahead_(load(0)) {}
+    __device__ __forceinline__ int entry(int index) {
+        if (index % 32 == 0) {
+            chunk_ = ahead_;
+            ahead_ = load(index + 32);
+        }
+        return __shfl_sync(0xffffffffu, chunk_, index % 32);
+    }
+
+  private:
+    __device__ __forceinline__ std::int32_t load(int first) const {
+        return first + lane_ < count_ ? list_[first + lane_] : 0;
+    }
+    const std::int32_t* list_;
+    int count_, lane_;
+    std::int32_t chunk_ = 0, ahead_;
+};
+
+/// Hands out work items to a producer warp, one ahead of its use.
+class ItemQueue {
+  public:
+    __device__ __forceinline__ ItemQueue(int* counter, int items, int lane)
+        : counter_(counter), items_(items), lane_(lane), ahead_(fetch()) {}
+    /// The next item, or a number >= items when all are taken.
+    __device__ __forceinline__ int take() {
+        const int item = __shfl_sync(0xffffffffu, ahead_, 0);
+        if (item < items_) ahead_ = fetch();
+        return item;
+    }
+
+  private:
+    __device__ __forceinline__ int fetch() const { return lane_ == 0 ? atomicAdd(counter_, 1) : 0; }
+    int* counter_;
+    int items_, lane_, ahead_;
+};
+
+/// One tile of work of a stage, written by the producer before the stage's barrier.
+struct TileNote {
+    int begin;  // first query (key pass) or key (query pass) in its sequence; -1 ends the item
+    int masked;
+    int head;  // query head
+    int tile;  // number over all heads (key pass)
+};
+
+/// One item, written by the producer before the barrier of what an item keeps in shared memory.
+struct ItemNote {
+    int head;   // key head (key pass), query head (query pass); -1: no more work
+    int token;  // first key (query) of the block in the packed batch
+    int begin;  // the same in its sequence
+    int tile;   // first query tile over all heads (query pass)
+    int queries, keys;
+    int unused[2];
+};
+
+/// Loads `Bytes` in a row from global to shared memory, both 16-byte aligned, and reports them to `barrier`.
+__device__ __forceinline__ void bulk_load(void* shared, const void* global, int bytes, Barrier* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+/// Loads one head's [Tokens, D] as panels of 64 channels.
+template <int Tokens, int D>
+__device__ __forceinline__ void load_tile(unsigned char* shared, const CUtensorMap* map, Barrier* barrier, int token,
+                                          int head) {
+#pragma unroll
+    for (int panel = 0; panel < D / 64; ++panel) {
+        tensor_load(shared + panel * Tokens * swizzle_row, map, barrier, panel * 64, head, token);
+    }
+}
+
+/// All lanes of a warp are done with what the barrier guards.
+__device__ __forceinline__ void warp_release(Barrier* barrier, int lane) {
+    __syncwarp();
+    if (lane == 0) barrier_arrive(barrier);
+}
+
+/// d = A B^T over D channels: 64 rows of A by the rows of B, both in panels of 64 channels.
+template <int D, int N>
+__device__ __forceinline__ void product_of_rows(float (&d)[N], const unsigned char* a, int a_panel,
+                                                const unsigned char* b, int b_panel) {
+    const std::uint64_t a0 = operand(a);
+    const std::uint64_t b0 = operand(b);
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+        product(d, advance(a0, step / 4 * a_panel + step % 4 * 32), advance(b0, step / 4 * b_panel + step % 4 * 32),
+                step > 0);
+    }
+}
+/// d += A B: A in packed registers [64, Rows], B rows of channels [Rows, D] in panels.
+template <int Rows, int N>
+__device__ __forceinline__ void product_of_packed(float (&d)[N], const std::uint32_t (&a)[Rows / 4],
+                                                  const unsigned char* b, int b_panel) {
+    const std::uint64_t b0 = operand(b, b_panel);
+#pragma unroll
+    for (int step = 0; step < Rows / 16; ++step) {
+        product<true>(d, a + 4 * step, advance(b0, step * 2 * swizzle_atom), 1);
+    }
+}
+
+/// Accumulators to packed bf16 in the order of an A operand.
+template <int N>
+__device__ __forceinline__ void pack(const float (&values)[N], std::uint32_t (&packed)[N / 2]) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) packed[i] = pack_bf16(values[2 * i], values[2 * i + 1]);
+}
+
+/// The two halves of packed bf16.
+__device__ __forceinline__ float unpack_low(std::uint32_t packed) {
+    return __uint_as_float(packed << 16);
+}
+__device__ __forceinline__ float unpack_high(std::uint32_t packed) {
+    return __uint_as_float(packed & 0xffff0000u);
+}
+
+/// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of
+/// them. `thread` counts in the warpgroup.
+template <int Count>
+__device__ __forceinline__ void store_rows(const Heads& array, const float* values, float scale, std::int64_t token,
+                                           int head, int column, int valid, int thread) {
+    const int row = thread / 32 * 16 + thread % 32 / 4;
+    auto* base = static_cast<__nv_bfloat16*>(array.data) + (token + row) * array.token_stride +
+                 head * array.head_stride + column + thread % 4 * 2;
+    const std::int64_t below = 8 * array.token_stride;
+#pragma unroll
+    for (int i = 0; i < Count; i += 4) {
+        if (row < valid) {
+            *reinterpret_cast<std::uint32_t*>(base + i * 2) = pack_bf16(values[i] * scale, values[i + 1] * scale);
+        }
+        if (row + 8 < valid) {
+            *reinterpret_cast<std::uint32_t*>(base + below + i * 2) =
+                pack_bf16(values[i + 2] * scale, values[i + 3] * scale);
+        }
+    }
+}
+
+/// Accumulators to and from shared or global memory in fragment order: 16 bytes of thread t at (f * 128 + t) * 16.
+template <int Count>
+__device__ __forceinline__ void write_fragments(float* memory, const float* values, int thread) {
+#pragma unroll
+    for (int f = 0; f < Count / 4; ++f) {
+        reinterpret_cast<float4*>(memory)[f * 128 + thread] =
+            make_float4(values[4 * f], values[4 * f + 1], values[4 * f + 2], values[4 * f + 3]);
+    }
+}
+template <int Count>
+__device__ __forceinline__ void add_fragments(float* values, const float* memory, int thread) {
+#pragma unroll
+    for (int f = 0; f < Count / 4; ++f) {
+        const float4 other = reinterpret_cast<const float4*>(memory)[f * 128 + thread];
+        values[4 * f] += other.x;
+        values[4 * f + 1] += other.y;
+        values[4 * f + 2] += other.z;
+        values[4 * f + 3] += other.w;
+    }
+}
+/// Adds accumulators to global memory in fragment order, each float atomically.
+template <int Count>
+__device__ __forceinline__ void reduce_fragments(float* global, const float* values, int thread) {
+#pragma unroll
+    for (int f = 0; f < Count / 4; ++f) {
+        asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global + (f * 128 + thread) * 4),
+                     "f"(values[4 * f]), "f"(values[4 * f + 1]), "f"(values[4 * f + 2]), "f"(values[4 * f + 3])
+                     : "memory");
+    }
+}
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,41 @@
+#include "cuda/hopper/backward_queries.cuh"
+#include "cuda/hopper/tensor_map.hpp"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+template <int D, int B>
+cudaError_t launch(const BackwardArgs& args, const QueryPassMaps& maps, int processors, cudaStream_t stream) {
+    constexpr int bytes = static_cast<int>(sizeof(typename QueryPass<D, B>::Shared));
+    static_assert(bytes <= 227 * 1024);
+    const auto kernel = query_pass_kernel<D, B>;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+    kernel<<<processors, 384, bytes, stream>>>(args, maps);
+    return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_query_pass(const BackwardArgs& args, const BackwardParams& params, int processors) {
+    QueryPassMaps maps{};
+    const auto make = [&](CUtensorMap& map, const Heads& array, bool queries) {
+        const int tokens = queries ? args.batch.queries : args.batch.keys;
+        if (tokens == 0) return cudaSuccess;  // never loaded from
+        return make_heads_map(map, array, tokens, queries ? args.query_heads : args.key_heads, params.head_dim,
+                              args.layout.block);
+    };
+    cudaError_t error = make(maps.query, params.query, true);
+    if (error == cudaSuccess) error = make(maps.dout, params.dout, true);
+    if (error == cudaSuccess) error = make(maps.key, params.key, false);
+    if (error == cudaSuccess) error = make(maps.value, params.value, false);
+    if (error != cudaSuccess) return error;
+    if (params.head_dim == 64) {
+        return args.layout.block == 64 ? launch<64, 64>(args, maps, processors, params.stream)
+                                       : launch<64, 128>(args, maps, processors, params.stream);
+    }
+    return args.layout.block == 64 ? launch<128, 64>(args, maps, processors, params.stream)
+                                   : launch<128, 128>(args, maps, processors, params.stream);
+}
+
+}  // namespace sparseattn::cuda::hopper

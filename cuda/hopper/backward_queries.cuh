@@ -1,0 +1,333 @@
+#pragma once
+/// \file
+/// The query pass: dQ of one query block at a time, from the forward lists. Device code for sm_90a only.
+///
+/// A persistent block of one producer warp and two consumer warpgroups takes items (query head, row). It keeps Q and dO
+/// of the row in shared memory and dQ in registers while key blocks stream through two rings, one of K and one of V.
+/// S = Q K^T and dP = dO V^T are formed again; dS leaves the registers only as operand of dQ += dS K. Blocks of 128:
+/// each warpgroup has 64 of the queries and both see every key block. Blocks of 64: both have all queries and take key
+/// blocks in turn; their sums are added at the end. Every sum has a fixed order.
+
+#include "cuda/hopper/backward_parts.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+template <int D, int B>
+struct QueryPass {
+    static_assert((D == 64 || D == 128) && (B == 64 || B == 128));
+    static constexpr int block_bytes = B * D * 2;
+    static constexpr int panel = B * swizzle_row;
+    static constexpr int key_stages = B == 64 ? 6 - D / 64 : (D == 64 ? 4 : 3);
+    static constexpr int value_stages = B == 64 ? key_stages : (D == 64 ? 4 : 2);
+    static constexpr bool split_queries = B == 128;
+    static constexpr int readers = split_queries ? 8 : 4;
+    static constexpr int tile_step = split_queries ? 1 : 2;
+    static constexpr int scores = B / 2;  // registers of a thread
+
+    struct Shared {
+        alignas(1024) unsigned char query[block_bytes];
+        alignas(1024) unsigned char dout[block_bytes];
+        alignas(1024) unsigned char key[key_stages][block_bytes];
+        alignas(1024) unsigned char value[value_stages][block_bytes];
+        TileNote notes[key_stages];
+        ItemNote item;
+        Barrier queries_full, queries_empty;
+        Barrier key_full[key_stages], key_empty[key_stages];
+        Barrier value_full[value_stages], value_empty[value_stages];
+    };
+
+    // --- Producer ---------------------------------------------------------------------------------------------------
+
+    struct Producer {
+        const BackwardArgs& args;
+        const QueryPassMaps& maps;
+        Shared& shared;
+        int lane;
+        Ring<key_stages> keys;
+        Ring<value_stages> values;
+
+        /// Sends one key block, or an item's end mark (begin < 0), which takes a turn in both rings.
+        __device__ __forceinline__ void send(int begin, int masked, int token, int head) {
+            barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
+            if (elect_one()) {
+                Barrier* full = &shared.key_full[keys.stage];
+                shared.notes[keys.stage] = {begin, masked, 0, 0};
+                if (begin < 0) {
+                    barrier_arrive(full);
+                } else {
+                    barrier_expect(full, block_bytes);
+                    load_tile<B, D>(shared.key[keys.stage], &maps.key, full, token, head);
+                }
+            }
+            __syncwarp();
+            keys.next();
+            barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
+            if (elect_one()) {
+                Barrier* full = &shared.value_full[values.stage];
+                if (begin < 0) {
+                    barrier_arrive(full);
+                } else {
+                    barrier_expect(full, block_bytes);
+                    load_tile<B, D>(shared.value[values.stage], &maps.value, full, token, head);
+                }
+            }
+            __syncwarp();
+            values.next();
+        }
+
+        /// One item: Q and dO, then the key blocks that its row visits.
+        __device__ __forceinline__ void send_item(int head, int row) {
+            const int sequence = args.layout.row_sequence[row];
+            const SequenceSpan span(args.batch, sequence);
+            const int i0 = (row - args.layout.row_begin[sequence]) * B;
+            const int i1 = min(i0 + B, span.queries);
+            if (elect_one()) {
+                shared.item = {head,        span.query_begin + i0, i0, head * args.tiles + row * (B / query_tile),
+                               span.queries, span.keys,            {}};
+                barrier_expect(&shared.queries_full, 2 * block_bytes);
+                load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
+                load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
+            }
+            __syncwarp();
+            const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
+            const int key_head = head / (args.query_heads / args.key_heads);
+            const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.rows + row;
+            const std::int64_t first = args.layout.offsets[list];
+            const int count = static_cast<int>(args.layout.offsets[list + 1] - first);
+            ListReader columns(args.layout.columns + first, count, lane);
+            for (int index = 0; index < count; ++index) {
+                const int j0 = columns.entry(index) * B;
+                if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
+                send(j0, !rule.all_visible(i0, i1, j0, j0 + B), span.key_begin + j0, key_head);
+            }
+            for (int mark = 0; mark < tile_step; ++mark) send(-1, 0, 0, 0);
+        }
+
+        __device__ __forceinline__ void run() {
+            const int items = args.query_heads * args.layout.rows;
+            ItemQueue queue(args.next_item + 1, items, lane);
+            for (std::uint32_t phase = 0;; phase ^= 1) {
+                const int item = queue.take();
+                barrier_wait(&shared.queries_empty, phase ^ 1);
+                if (item >= items) break;
+                // The last rows of a causal sequence have the longest lists.
+                send_item(item % args.query_heads, args.layout.rows - 1 - item / args.query_heads);
+            }
+            if (elect_one()) {
+                shared.item.head = -1;
+                barrier_arrive(&shared.queries_full);
+            }
+        }
+    };
+
+    // --- Consumers --------------------------------------------------------------------------------------------------
+
+    struct Consumer {
+        // Registers are scarce (224 of 240 hold fragments at d 128): whatever can be read again is not kept.
+        const BackwardArgs& args;
+        Shared& shared;
+        Ring<key_stages> keys;
+        Ring<value_stages> values;
+        float lse[2], delta[2];  // of the thread's two queries, 8 apart
+        float score[scores], dscore[scores];
+        std::uint32_t packed_dscore[scores / 2];
+        float dquery[D / 2];
+
+        static __device__ __forceinline__ int group() { return threadIdx.x / 128 - 1; }  // of the consumers, 0 or 1
+        static __device__ __forceinline__ int thread() { return threadIdx.x % 128; }     // in the warpgroup
+        static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+        static __device__ __forceinline__ int first_query() { return split_queries ? group() * 64 : 0; }
+        static __device__ __forceinline__ int row() { return thread() / 32 * 16 + lane() / 4; }
+
+        __device__ __forceinline__ void next_tile() {
+            for (int i = 0; i < tile_step; ++i) {
+                keys.next();
+                values.next();
+            }
+        }
+        /// Waits for the key block at the current position; false when it is the item's end mark.
+        __device__ __forceinline__ bool await_tile() {
+            barrier_wait(&shared.key_full[keys.stage], keys.phase);
+            return shared.notes[keys.stage].begin >= 0;
+        }
+
+        __device__ __forceinline__ void start_scores() {
+            product_fence();
+            product_of_rows<D>(score, shared.query + first_query() * swizzle_row, panel, shared.key[keys.stage], panel);
+            product_commit();
+        }
+        __device__ __forceinline__ void start_dscores() {
+            product_fence();
+            product_of_rows<D>(dscore, shared.dout + first_query() * swizzle_row, panel, shared.value[values.stage],
+                               panel);
+            product_commit();
+        }
+        /// dQ += dS K of the key block in stage `stage`.
+        __device__ __forceinline__ void start_dquery(int stage) {
+            product_fence();
+            product_of_packed<B>(dquery, packed_dscore, shared.key[stage], panel);
+            product_commit();
+        }
+
+        /// Sets scores of pairs that the token rule hides to -inf.
+        __device__ __forceinline__ void mask() {
+            const ItemNote item = shared.item;
+            const TokenRule rule{item.queries, item.keys, args.layout.causal, args.layout.windows[item.head]};
+            const int j0 = shared.notes[keys.stage].begin + lane() % 4 * 2;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int query = item.begin + first_query() + row() + 8 * half;
+                const int end = rule.key_end(query) - j0;  // all counted from the thread's first key
+                const int local = rule.local_begin(query) - j0;
+                const int sink = rule.window.sink - j0;
+#pragma unroll
+                for (int i = 0; i < scores; i += 4) {
+#pragma unroll
+                    for (int side = 0; side < 2; ++side) {
+                        const int key = i * 2 + side;
+                        if (key >= end || (key >= sink && key < local)) score[i + 2 * half + side] = -INFINITY;
+                    }
+                }
+            }
+        }
+
+        /// dS of the key block at the current position, packed, and meanwhile, unless it is the item's first, the
+        /// product with the keys of the block before, in stage `before`. No product is in flight on entry or on return.
+        template <bool First>
+        __device__ __forceinline__ void step(int before) {
+            if constexpr (!First) start_dquery(before);
+            start_scores();
+            barrier_wait(&shared.value_full[values.stage], values.phase);
+            if constexpr (!First) {
+                product_wait<1>();  // packed_dscore is free: there are no registers for it beside S and dP
+                pin(dquery);
+                warp_release(&shared.key_empty[before], lane());
+            }
+            start_dscores();
+            product_wait<1>();
+            pin(score);
+            if (shared.notes[keys.stage].masked) mask();
+#pragma unroll
+            for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
+            product_wait<0>();
+            pin(dscore);
+            warp_release(&shared.value_empty[values.stage], lane());
+#pragma unroll
+            for (int i = 0; i < scores; i += 2) {
+                const float d = delta[i / 2 % 2];
+                packed_dscore[i / 2] = pack_bf16(score[i] * (dscore[i] - d), score[i + 1] * (dscore[i + 1] - d));
+            }
+            pin(packed_dscore);
+        }
+
+        /// All key blocks of an item.
+        __device__ __forceinline__ void sum() {
+#pragma unroll
+            for (int i = 0; i < D / 2; ++i) dquery[i] = 0;
+            pin(dquery);
+            const ItemNote item = shared.item;
+            const float* values_of_row =
+                args.row_values + (static_cast<std::int64_t>(item.tile) + (split_queries ? group() : 0)) * 2 * query_tile;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                lse[half] = values_of_row[row() + 8 * half];
+                delta[half] = values_of_row[query_tile + row() + 8 * half];
+            }
+            if (!await_tile()) return;
+            step<true>(0);
+            int before = keys.stage;
+            next_tile();
+            while (await_tile()) {
+                step<false>(before);
+                before = keys.stage;
+                next_tile();
+            }
+            start_dquery(before);
+            product_wait<0>();
+            pin(dquery);
+            warp_release(&shared.key_empty[before], lane());
+        }
+
+        __device__ __forceinline__ void run() {
+            if (!split_queries && group() == 1) {
+                keys.next();
+                values.next();
+            }
+            for (std::uint32_t phase = 0;; phase ^= 1) {
+                barrier_wait(&shared.queries_full, phase);
+                if (shared.item.head < 0) break;
+                sum();
+                barrier_wait(&shared.value_full[values.stage], values.phase);
+                warp_release(&shared.key_empty[keys.stage], lane());  // the end mark
+                warp_release(&shared.value_empty[values.stage], lane());
+                next_tile();
+                finish();
+            }
+        }
+
+        /// Writes dQ.
+        __device__ __forceinline__ void finish() {
+            const ItemNote item = shared.item;
+            const int valid = item.queries - item.begin - first_query();
+            if constexpr (split_queries) {
+                warp_release(&shared.queries_empty, lane());
+                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, valid,
+                                  thread());
+            } else if (group() == 0) {
+                exchange(dquery + D / 4, dquery);
+                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, valid, thread());
+            } else {
+                exchange(dquery, dquery + D / 4);
+                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, valid, thread());
+            }
+        }
+        /// Gives one half of the channels to the other warpgroup and adds what that one gives to the other half,
+        /// through the memory of Q and dO.
+        __device__ __forceinline__ void exchange(const float* given, float* kept) {
+            constexpr int floats = block_bytes / 4;  // D / 4 registers of 128 threads
+            float* memory = reinterpret_cast<float*>(shared.query);
+            named_sync(1, 256);
+            write_fragments<D / 4>(memory + group() * floats, given, thread());
+            named_sync(1, 256);
+            add_fragments<D / 4>(kept, memory + (1 - group()) * floats, thread());
+            fence_async_shared();
+            warp_release(&shared.queries_empty, lane());
+        }
+    };
+};
+
+template <int D, int B>
+__global__ void __launch_bounds__(384, 1)
+    query_pass_kernel(const __grid_constant__ BackwardArgs args, const __grid_constant__ QueryPassMaps maps) {
+    using Pass = QueryPass<D, B>;
+    extern __shared__ __align__(1024) unsigned char raw[];
+    auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
+    if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
+    if (threadIdx.x == 0) {
+        barrier_init(&shared.queries_full, 1);
+        barrier_init(&shared.queries_empty, 8);
+        for (int stage = 0; stage < Pass::key_stages; ++stage) {
+            barrier_init(&shared.key_full[stage], 1);
+            barrier_init(&shared.key_empty[stage], Pass::readers);
+        }
+        for (int stage = 0; stage < Pass::value_stages; ++stage) {
+            barrier_init(&shared.value_full[stage], 1);
+            barrier_init(&shared.value_empty[stage], Pass::readers);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x / 128 == 0) {
+        give_registers<24>();
+        if (threadIdx.x < 32) {
+            typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}, {}};
+            producer.run();
+        }
+    } else {
+        take_registers<240>();
+        typename Pass::Consumer consumer{args, shared, {}, {}};
+        consumer.run();
+    }
+}
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,18 @@
+#pragma once
+/// \file
+/// Tensor maps for the bulk copy engine, made on the host. The driver's encoder is found at run time, so that nothing
+/// links against the driver.
+
+#include <cuda.h>
+
+#include "cuda/attention.hpp"
+
+namespace sparseattn::cuda::hopper {
+
+/// Map of a [tokens, heads, d] bf16 array as a tensor with dimensions (d, heads, tokens); boxes hold 64 channels of one
+/// head for `box_tokens` tokens, laid out as rows of 128 bytes with the 128-byte swizzle. The array must be 16-byte
+/// aligned with strides that are multiples of 8 elements.
+[[nodiscard]] cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim,
+                                         int box_tokens);
+
+}  // namespace sparseattn::cuda::hopper

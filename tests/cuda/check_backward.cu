@@ -1,0 +1,151 @@
+/// \file
+/// Checks the CUDA backward kernels against the fp64 reference, both with and without `deterministic`. Arguments: none,
+/// or a word that case names must contain. Exit code 0: all passed; 1: a case failed; 77: no device that the kernels
+/// serve.
+
+#include "tests/cuda/problem_backward.cuh"
+
+using namespace sparseattn::cuda;
+using namespace sparseattn::cuda::testing;
+
+namespace {
+
+struct Case {
+    const char* name;
+    std::vector<int> queries, keys;
+    int query_heads, key_heads;
+    bool causal;
+    double density;
+    bool shared;  // one list for all heads
+    double empty_rows = 0;
+    bool windows = false;
+    bool fused = false;
+};
+
+const Window whole{0, Window::everything, 0};
+
+std::vector<Case> cases() {
+    return {
+        {"small", {200}, {200}, 2, 1, true, 1, true},
+        {"one block", {128}, {128}, 1, 1, false, 1, true},
+        {"one token", {1}, {1}, 1, 1, true, 1, true},
+        {"dense causal", {1024}, {1024}, 4, 1, true, 1, true},
+        {"dense full", {1024}, {1024}, 2, 2, false, 1, true},
+        {"dense odd causal", {777}, {777}, 4, 4, true, 1, true, 0, false, true},
+        {"dense odd full", {333}, {1111}, 4, 2, false, 1, true},
+        {"fewer queries", {200}, {1500}, 8, 2, true, 1, true},
+        {"more queries", {900}, {300}, 4, 1, true, 1, true},
+        {"sparse causal", {1500}, {1500}, 4, 1, true, 0.3, false, 0, false, true},
+        {"sparse full", {1300}, {1300}, 4, 4, false, 0.25, false},
+        {"packed", {300, 1, 513, 64, 700}, {300, 1, 513, 64, 700}, 4, 2, true, 0.6, false, 0, false, true},
+        {"packed, empty sequence", {300, 0, 257, 100}, {300, 80, 0, 500}, 4, 2, true, 0.6, false},
+        {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0.4},
+        {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, true},
+        {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, true},
+        {"many items", {1500, 1300}, {1500, 1300}, 32, 16, true, 0.3, false},
+    };
+}
+
+HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
+    HostProblem p;
+    p.head_dim = head_dim;
+    p.block = block;
+    p.query_heads = c.query_heads;
+    p.key_heads = c.key_heads;
+    p.causal = c.causal;
+    for (std::size_t s = 0; s < c.queries.size(); ++s) add_sequence(p, c.queries[s], c.keys[s]);
+    p.lists = c.shared ? 1 : c.query_heads;
+    for (int head = 0; head < c.query_heads; ++head) {
+        p.head_list.push_back(c.shared ? 0 : (head * 7 + 3) % c.query_heads);
+        Window window = whole;
+        if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
+        p.windows.push_back(window);
+    }
+    make_lists(p, c.density, true, 0, c.empty_rows, seed);
+    return p;
+}
+
+bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    BackwardProblem problem(p, c.fused, 10, seed, deterministic);
+    const BackwardReference reference(problem);
+    std::printf("%-24s block %3d d %3d %s  ", c.name, block, head_dim, deterministic ? "fixed order" : "any order  ");
+    const char* why = "";
+    if (backward_kernel(problem.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    std::vector<__nv_bfloat16> first[3];
+    bool same = true;
+    for (int round = 0; round < 2; ++round) {
+        problem.poison();
+        const Status status = backward(problem.params);
+        const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
+        if (error != cudaSuccess) {
+            std::printf("FAIL %s: %s\n", status.where, cudaGetErrorString(error));
+            std::exit(1);  // the context is lost
+        }
+        const Buffer<__nv_bfloat16>* gradients[3] = {&problem.dq, &problem.dk, &problem.dv};
+        for (int g = 0; g < 3; ++g) {
+            const auto bits = gradients[g]->host();
+            if (round == 0) first[g] = bits;
+            if (deterministic || g > 0) {
+                same = same && std::memcmp(first[g].data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
+            }
+        }
+    }
+    const GradientError errors[3] = {
+        compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(), p.query_heads, head_dim, reference.dq,
+                         reference.dq_scale),
+        compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads, head_dim, reference.dk,
+                         reference.dk_scale),
+        compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads, head_dim, reference.dv,
+                         reference.dv_scale)};
+    bool ok = same;
+    std::string text;
+    for (const GradientError& error : errors) {
+        ok = ok && error.first.empty();
+        if (!error.first.empty()) text += " " + error.first + ";";
+    }
+    std::printf("%s of bound %.2f %.2f %.2f relative %.1e %.1e %.1e%s%s\n", ok ? "pass" : "FAIL", errors[0].worst,
+                errors[1].worst, errors[2].worst, errors[0].relative, errors[1].relative, errors[2].relative,
+                same ? "" : " DIFFERENT BITS", text.c_str());
+    std::fflush(stdout);
+    return ok;
+}
+
+/// What no kernel serves must be said, not computed.
+bool refuses_single_keys() {
+    HostProblem p = build({"", {300}, {300}, 2, 1, true, 1, true}, 128, 64, 1);
+    make_lists(p, 0.3, true, 0.1, 0, 3);
+    const BackwardProblem problem(p, false, 0, 1, true);
+    const char* why = "";
+    const bool ok = backward_kernel(problem.params, &why) == Kernel::none && std::strlen(why) > 0 &&
+                    backward(problem.params).error == cudaErrorNotSupported;
+    std::printf("single keys are refused: %s\n", ok ? "pass" : "FAIL");
+    return ok;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int devices = 0, major = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;
+    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    if (major != 9) return 77;
+    int failed = refuses_single_keys() ? 0 : 1, done = 1;
+    for (const Case& c : cases()) {
+        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
+        for (const int head_dim : {128, 64}) {
+            for (const int block : {128, 64}) {
+                for (const bool deterministic : {true, false}) {
+                    failed +=
+                        run(c, block, head_dim, deterministic, 17u + static_cast<std::uint32_t>(done) / 2) ? 0 : 1;
+                    ++done;
+                }
+            }
+        }
+    }
+    std::printf("%d of %d cases passed\n", done - failed, done);
+    return failed == 0 ? 0 : 1;
+}

@@ -1,0 +1,220 @@
+/// \file
+/// Checks the CUDA forward kernels against the fp64 reference. Arguments: none, or a word that case names must contain.
+/// Exit code 0: all passed; 1: a case failed; 77: no device that the kernels serve.
+
+#include <cstring>
+
+#include "tests/cuda/problem.cuh"
+
+using namespace sparseattn::cuda;
+using namespace sparseattn::cuda::testing;
+
+namespace {
+
+struct Case {
+    const char* name;
+    std::vector<int> queries, keys;
+    int query_heads, key_heads;
+    bool causal;
+    double density;
+    bool shared;  // one list for all heads
+    double single_density = 0;
+    double empty_rows = 0;
+    bool windows = false;
+    bool fused = false;
+};
+
+const Window whole{0, Window::everything, 0};
+
+std::vector<Case> cases() {
+    return {
+        {"one block", {128}, {128}, 1, 1, false, 1, true},
+        {"one token", {1}, {1}, 1, 1, true, 1, true},
+        {"two blocks causal", {256}, {256}, 1, 1, true, 1, true},
+        {"dense causal", {1024}, {1024}, 4, 1, true, 1, true},
+        {"dense full", {1024}, {1024}, 2, 2, false, 1, true},
+        {"dense odd causal", {777}, {777}, 4, 4, true, 1, true, 0, 0, false, true},
+        {"dense odd full", {333}, {1111}, 4, 2, false, 1, true},
+        {"fewer queries", {200}, {1500}, 8, 2, true, 1, true},
+        {"more queries", {900}, {300}, 4, 1, true, 1, true},
+        {"decode", {1, 1, 3}, {900, 17, 1300}, 8, 1, true, 1, true},
+        {"sparse causal", {2000}, {2000}, 4, 1, true, 0.3, false, 0, 0, false, true},
+        {"sparse full", {1500}, {1500}, 4, 4, false, 0.25, false},
+        {"sparse shared list", {1700}, {1700}, 6, 1, true, 0.3, true},
+        {"packed", {300, 1, 513, 64, 700}, {300, 1, 513, 64, 700}, 4, 2, true, 0.6, false, 0, 0, false, true},
+        {"packed, empty sequence", {300, 0, 257, 100}, {300, 80, 0, 500}, 4, 2, true, 0.6, false},
+        {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0, 0.4},
+        {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, 0, true},
+        {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, 0, true},
+        {"single keys", {1100}, {1100}, 4, 2, true, 0.15, false, 0.1},
+        {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0.2},
+        {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.05, 0.1, true},
+        {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0.3},
+        {"many tiles", {4000, 3000}, {4000, 3000}, 16, 4, true, 0.2, false},
+    };
+}
+
+HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
+    HostProblem p;
+    p.head_dim = head_dim;
+    p.block = block;
+    p.query_heads = c.query_heads;
+    p.key_heads = c.key_heads;
+    p.causal = c.causal;
+    for (std::size_t s = 0; s < c.queries.size(); ++s) add_sequence(p, c.queries[s], c.keys[s]);
+    p.lists = c.shared ? 1 : c.query_heads;
+    for (int head = 0; head < c.query_heads; ++head) {
+        p.head_list.push_back(c.shared ? 0 : (head * 7 + 3) % c.query_heads);
+        Window window = whole;
+        if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
+        p.windows.push_back(window);
+    }
+    make_lists(p, c.density, true, c.single_density, c.empty_rows, seed);
+    return p;
+}
+
+/// The one case that the door refuses, and must refuse.
+bool served(const Case& c, int block, int head_dim) {
+    return head_dim != 256 || block != 64 || (c.shared && c.query_heads / c.key_heads % 2 == 0);
+}
+
+/// True when everything that belongs to no result still holds its poison.
+bool untouched(const HostProblem& p, const DeviceProblem& device) {
+    const auto out = device.out.host();
+    const auto lse = device.lse.host();
+    const std::int64_t stride = device.params.out.token_stride;
+    const auto poisoned = [](const auto& value) {
+        const auto* bytes = reinterpret_cast<const unsigned char*>(&value);
+        return bytes[0] == 0xff && bytes[1] == 0xff;
+    };
+    for (std::int64_t token = 0; token <= p.queries(); ++token) {
+        const std::int64_t used = token < p.queries() ? p.query_heads * p.head_dim : 0;
+        for (std::int64_t i = used; i < stride; ++i) {
+            if (!poisoned(out[static_cast<std::size_t>(token * stride + i)])) return false;
+        }
+    }
+    for (std::size_t i = static_cast<std::size_t>(p.queries()) * p.query_heads; i < lse.size(); ++i) {
+        if (!poisoned(lse[i])) return false;
+    }
+    return true;
+}
+
+bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    DeviceProblem device(p, c.fused, 24, seed);
+    std::printf("%-24s block %3d d %3d  ", c.name, block, head_dim);
+    const char* why = "";
+    if (forward_kernel(device.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    std::vector<__nv_bfloat16> first;
+    bool same = true;
+    for (int round = 0; round < 2; ++round) {
+        device.out.fill(0xff);
+        device.lse.fill(0xff);
+        const Status status = forward(device.params);
+        const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
+        if (error != cudaSuccess) {
+            std::printf("FAIL %s: %s\n", status.where, cudaGetErrorString(error));
+            std::exit(1);  // the context is lost
+        }
+        const auto out = device.out.host();
+        if (round == 0) first = out;
+        same = same && std::memcmp(first.data(), out.data(), out.size() * sizeof out[0]) == 0;
+    }
+    std::vector<std::int32_t> tokens;
+    for (int token = 0; token<p.queries(); token += p.queries()> 3000 ? 7 : 1) tokens.push_back(token);
+    const Comparison result = compare(p, device, tokens);
+    const bool clean = untouched(p, device);
+    const bool ok = result.ok() && same && clean;
+    std::printf("%s of bound %.2f relative %.1e lse %.1e%s%s %s\n", ok ? "pass" : "FAIL", result.worst, result.relative,
+                result.lse_error, same ? "" : " DIFFERENT BITS", clean ? "" : " STRAY WRITES", result.first.c_str());
+    std::fflush(stdout);
+    return ok;
+}
+
+/// Gated forward: both branches against the reference (of empty lists where the gate closes them), and the blend of
+/// what was written.
+bool run_gated(int block, int head_dim, std::uint32_t seed) {
+    const Case full_case{"gated", {700, 333}, {700, 512}, 8, 2, true, 1, true};
+    const Case sparse_case{"gated", {700, 333}, {700, 512}, 8, 2, true, 0.4, false, 0, 0, true};
+    const std::vector<float> gates = {0, 1, 0.25f, 1, 0.75f, 0, 0, 0.5f};
+    HostProblem problems[2] = {build(full_case, block, head_dim, seed), build(sparse_case, block, head_dim, seed)};
+    const DeviceProblem device[2] = {{problems[0], false, 0, seed}, {problems[1], false, 0, seed}};
+    for (const int sparse : {0, 1}) {  // closed heads get an empty list, in the reference only
+        HostProblem& p = problems[sparse];
+        for (int head = 0; head < p.query_heads; ++head) {
+            if (gates[head] == static_cast<float>(sparse)) p.head_list[head] = p.lists;
+        }
+        for (int row = 0; row < p.rows(); ++row) p.offsets.push_back(p.offsets.back());
+        ++p.lists;
+    }
+    DeviceProblem reference[2] = {{problems[0], false, 0, seed}, {problems[1], false, 0, seed}};
+    Buffer<float> gate(gates);
+    Buffer<__nv_bfloat16> blended(reference[0].out.size());
+    for (auto& branch : reference) {
+        branch.out.fill(0xff);
+        branch.lse.fill(0xff);
+    }
+    blended.fill(0xff);
+    GatedForwardParams params{};
+    static_cast<Problem&>(params) = device[0].params;
+    params.sparse = device[1].params.layout;
+    params.gate = gate.data();
+    params.out = reference[0].params.out;
+    params.out.data = blended.data();
+    params.full_out = reference[0].params.out;
+    params.full_lse = reference[0].params.lse;
+    params.sparse_out = reference[1].params.out;
+    params.sparse_lse = reference[1].params.lse;
+    std::printf("%-24s block %3d d %3d  ", "gated", block, head_dim);
+    const Status status = gated_forward(params);
+    const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
+    if (error != cudaSuccess) {
+        std::printf("FAIL %s: %s\n", status.where, cudaGetErrorString(error));
+        return false;
+    }
+    std::vector<std::int32_t> tokens(problems[0].queries());
+    for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(i);
+    const Comparison full = compare(problems[0], reference[0], tokens);
+    const Comparison sparse = compare(problems[1], reference[1], tokens);
+    const auto out = blended.host(), f = reference[0].out.host(), s = reference[1].out.host();
+    int wrong = 0;
+    for (std::size_t i = 0; i < tokens.size() * 8 * head_dim; ++i) {
+        const float z = gates[i / head_dim % 8];
+        const float want = z * __bfloat162float(f[i]) + (1 - z) * __bfloat162float(s[i]);
+        wrong += std::fabs(__bfloat162float(out[i]) - want) <= 0x1p-8f * std::fabs(want) + 1e-30f ? 0 : 1;
+    }
+    const bool ok = full.ok() && sparse.ok() && wrong == 0;
+    std::printf("%s of bound %.2f and %.2f, %d blended values wrong %s %s\n", ok ? "pass" : "FAIL", full.worst,
+                sparse.worst, wrong, full.first.c_str(), sparse.first.c_str());
+    return ok;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int devices = 0, major = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;
+    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    if (major != 9) return 77;
+    int failed = 0, done = 0;
+    for (const Case& c : cases()) {
+        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
+        for (const int head_dim : {128, 64, 32, 96, 256}) {
+            for (const int block : {128, 64}) {
+                if (!served(c, block, head_dim)) continue;
+                failed += run(c, block, head_dim, 17u + static_cast<std::uint32_t>(done)) ? 0 : 1;
+                ++done;
+            }
+        }
+    }
+    for (const int block : {128, 64}) {
+        if (argc > 1 && std::strstr("gated", argv[1]) == nullptr) continue;
+        failed += run_gated(block, 128, 5) ? 0 : 1;
+        ++done;
+    }
+    std::printf("%d of %d cases passed\n", done - failed, done);
+    return failed == 0 && done > 0 ? 0 : 1;
+}

@@ -1,0 +1,380 @@
+#pragma once
+/// \file
+/// Problems for the programs that check and time the CUDA kernels: random packed batches, block lists built on the
+/// host, and an fp64 reference on the device that walks keys one by one.
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/attention.hpp"
+#include "cuda/hopper/token_rule.cuh"
+
+namespace sparseattn::cuda::testing {
+
+#define SPARSEATTN_TEST_CUDA(call)                                                                          \
+    do {                                                                                                    \
+        const cudaError_t error_ = (call);                                                                  \
+        if (error_ != cudaSuccess) {                                                                        \
+            std::fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
+            std::exit(70);                                                                                  \
+        }                                                                                                   \
+    } while (false)
+
+/// Device memory that frees itself.
+template <class T>
+class Buffer {
+  public:
+    Buffer() = default;
+    explicit Buffer(std::size_t count) : count_(count) {
+        if (count > 0) SPARSEATTN_TEST_CUDA(cudaMalloc(&data_, count * sizeof(T)));
+    }
+    explicit Buffer(const std::vector<T>& host) : Buffer(host.size()) {
+        if (count_ > 0) {
+            SPARSEATTN_TEST_CUDA(cudaMemcpy(data_, host.data(), count_ * sizeof(T), cudaMemcpyHostToDevice));
+        }
+    }
+    Buffer(Buffer&& other) noexcept : data_(other.data_), count_(other.count_) { other.data_ = nullptr; }
+    Buffer& operator=(Buffer&& other) noexcept {
+        std::swap(data_, other.data_);
+        std::swap(count_, other.count_);
+        return *this;
+    }
+    ~Buffer() { cudaFree(data_); }
+    T* data() const { return data_; }
+    std::size_t size() const { return count_; }
+    std::vector<T> host() const {
+        std::vector<T> result(count_);
+        if (count_ > 0) {
+            SPARSEATTN_TEST_CUDA(cudaMemcpy(result.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost));
+        }
+        return result;
+    }
+    void fill(int byte) {
+        if (count_ > 0) SPARSEATTN_TEST_CUDA(cudaMemset(data_, byte, count_ * sizeof(T)));
+    }
+
+  private:
+    T* data_ = nullptr;
+    std::size_t count_ = 0;
+};
+
+/// Values uniform in [-1, 1) times `spread`, a function of (seed, index) only.
+static __global__ void fill_random(__nv_bfloat16* data, std::int64_t count, std::uint32_t seed, float spread) {
+    for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < count;
+         i += std::int64_t{gridDim.x} * blockDim.x) {
+        std::uint64_t x =
+            (static_cast<std::uint64_t>(seed) << 40) + static_cast<std::uint64_t>(i) * 0x9e3779b97f4a7c15u;
+        x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+        x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+        x ^= x >> 31;
+        data[i] = __float2bfloat16(spread * (static_cast<float>(x >> 40) * 0x1p-23f - 1.0f));
+    }
+}
+
+/// A packed batch and block lists on the host.
+struct HostProblem {
+    int head_dim = 128, block = 128, query_heads = 1, key_heads = 1;
+    bool causal = true;
+    std::vector<std::int32_t> query_offsets{0}, key_offsets{0};
+    int lists = 1;
+    std::vector<std::int32_t> head_list;
+    std::vector<Window> windows;
+    std::vector<std::int32_t> row_begin{0}, row_sequence, key_block_begin{0}, key_block_sequence;
+    std::vector<std::int64_t> offsets{0}, single_offsets;
+    std::vector<std::int32_t> columns, singles;
+
+    int queries() const { return query_offsets.back(); }
+    int keys() const { return key_offsets.back(); }
+    int rows() const { return row_begin.back(); }
+    int key_blocks() const { return key_block_begin.back(); }
+    TokenRule rule(int sequence, int head) const {
+        return {query_offsets[sequence + 1] - query_offsets[sequence],
+                key_offsets[sequence + 1] - key_offsets[sequence], causal, windows[head]};
+    }
+};
+
+/// Adds a sequence and its blocks.
+inline void add_sequence(HostProblem& p, int queries, int keys) {
+    const int sequence = static_cast<int>(p.query_offsets.size()) - 1;
+    p.query_offsets.push_back(p.query_offsets.back() + queries);
+    p.key_offsets.push_back(p.key_offsets.back() + keys);
+    const int rows = (queries + p.block - 1) / p.block, blocks = (keys + p.block - 1) / p.block;
+    p.row_begin.push_back(p.row_begin.back() + rows);
+    p.key_block_begin.push_back(p.key_block_begin.back() + blocks);
+    p.row_sequence.insert(p.row_sequence.end(), rows, sequence);
+    p.key_block_sequence.insert(p.key_block_sequence.end(), blocks, sequence);
+}
+
+/// Fills the lists: each block that the causal rule allows is kept with probability `density`; with `diagonal` the last
+/// allowed one always; each key outside the kept blocks becomes a single key with probability `single_density`.
+/// `empty_rows`: that share of the rows keeps nothing.
+inline void make_lists(HostProblem& p, double density, bool diagonal, double single_density, double empty_rows,
+                       std::uint32_t seed) {
+    std::mt19937 random(seed);
+    const auto chance = [&](double share) { return share >= 1 || random() * 0x1p-32 < share; };
+    p.offsets.assign(1, 0);
+    p.columns.clear();
+    p.singles.clear();
+    p.single_offsets.clear();
+    if (single_density > 0) p.single_offsets.push_back(0);
+    for (int list = 0; list < p.lists; ++list) {
+        for (int row = 0; row < p.rows(); ++row) {
+            const int sequence = p.row_sequence[row];
+            const int queries = p.query_offsets[sequence + 1] - p.query_offsets[sequence];
+            const int keys = p.key_offsets[sequence + 1] - p.key_offsets[sequence];
+            const int first = (row - p.row_begin[sequence]) * p.block;
+            const int last = std::min(first + p.block, queries) - 1;
+            const int end = p.causal ? std::max(0, last + keys - queries + 1) : keys;  // keys that the row may see
+            const int blocks = (end + p.block - 1) / p.block;
+            const bool empty = chance(empty_rows);
+            for (int block = 0; block < blocks && !empty; ++block) {
+                if (chance(density) || (diagonal && block == blocks - 1)) {
+                    p.columns.push_back(block);
+                } else if (single_density > 0) {
+                    for (int key = block * p.block; key < std::min((block + 1) * p.block, end); ++key) {
+                        if (chance(single_density)) p.singles.push_back(key);
+                    }
+                }
+            }
+            p.offsets.push_back(static_cast<std::int64_t>(p.columns.size()));
+            if (single_density > 0) p.single_offsets.push_back(static_cast<std::int64_t>(p.singles.size()));
+        }
+    }
+}
+
+/// A problem's arrays on the device. Query, key and value share one buffer [tokens, Hq + 2 Hkv, d] when `fused` (needs
+/// equal token counts); out has `gap` unused elements after each token, to see stray writes.
+struct DeviceProblem {
+    Buffer<__nv_bfloat16> query, key, value, out;
+    Buffer<float> lse;
+    Buffer<std::int32_t> query_offsets, key_offsets, row_begin, row_sequence, key_block_begin, key_block_sequence;
+    Buffer<std::int32_t> head_list, columns, singles;
+    Buffer<std::int64_t> offsets, single_offsets;
+    Buffer<Window> windows;
+    Buffer<unsigned char> workspace;
+    ForwardParams params;
+
+    DeviceProblem(const HostProblem& p, bool fused, int gap, std::uint32_t seed, float spread = 1.7f)
+        : lse(static_cast<std::size_t>(p.queries()) * p.query_heads + 16),
+          query_offsets(p.query_offsets),
+          key_offsets(p.key_offsets),
+          row_begin(p.row_begin),
+          row_sequence(p.row_sequence),
+          key_block_begin(p.key_block_begin),
+          key_block_sequence(p.key_block_sequence),
+          head_list(p.head_list),
+          columns(p.columns),
+          singles(p.singles),
+          offsets(p.offsets),
+          single_offsets(p.single_offsets),
+          windows(p.windows) {
+        const std::int64_t d = p.head_dim;
+        const std::int64_t fused_stride = (p.query_heads + 2 * p.key_heads) * d;
+        const auto heads = [&](Buffer<__nv_bfloat16>& buffer, std::int64_t tokens, std::int64_t stride,
+                               std::uint32_t mix) {
+            buffer = Buffer<__nv_bfloat16>(static_cast<std::size_t>(tokens * stride));
+            if (buffer.size() > 0) {
+                fill_random<<<1024, 256>>>(buffer.data(), tokens * stride, seed * 3 + mix, spread);
+                SPARSEATTN_TEST_CUDA(cudaGetLastError());
+            }
+            return Heads{buffer.data(), stride, d};
+        };
+        params.query_heads = p.query_heads;
+        params.key_heads = p.key_heads;
+        params.head_dim = p.head_dim;
+        params.scale = 1.0f / std::sqrt(static_cast<float>(d));
+        if (fused) {
+            params.query = heads(query, p.queries(), fused_stride, 0);
+            params.key = {query.data() + p.query_heads * d, fused_stride, d};
+            params.value = {query.data() + (p.query_heads + p.key_heads) * d, fused_stride, d};
+        } else {
+            params.query = heads(query, p.queries(), p.query_heads * d, 0);
+            params.key = heads(key, p.keys(), p.key_heads * d, 1);
+            params.value = heads(value, p.keys(), p.key_heads * d, 2);
+        }
+        const std::int64_t out_stride = p.query_heads * d + gap;
+        out = Buffer<__nv_bfloat16>(static_cast<std::size_t>((p.queries() + 1) * out_stride));
+        params.out = {out.data(), out_stride, d};
+        params.lse = {lse.data(), p.query_heads, 1};
+        params.batch = {static_cast<int>(p.query_offsets.size()) - 1, p.queries(), p.keys(), query_offsets.data(),
+                        key_offsets.data()};
+        Layout& layout = params.layout;
+        layout.block = p.block;
+        layout.causal = p.causal;
+        layout.rows = p.rows();
+        layout.key_blocks = p.key_blocks();
+        layout.lists = p.lists;
+        layout.row_begin = row_begin.data();
+        layout.row_sequence = row_sequence.data();
+        layout.key_block_begin = key_block_begin.data();
+        layout.key_block_sequence = key_block_sequence.data();
+        layout.head_list = head_list.data();
+        layout.windows = windows.data();
+        layout.offsets = offsets.data();
+        layout.columns = columns.data();
+        layout.key_offsets = p.single_offsets.empty() ? nullptr : single_offsets.data();
+        layout.keys = singles.data();
+        workspace = Buffer<unsigned char>(forward_workspace(params));
+        params.workspace = workspace.data();
+        params.workspace_bytes = workspace.size();
+        SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
+    }
+};
+
+/// Position of `value` in the ascending list [begin, end) of `entries`, or -1.
+inline __device__ std::int64_t find(const std::int32_t* entries, std::int64_t begin, std::int64_t end,
+                                    std::int32_t value) {
+    while (begin < end) {
+        const std::int64_t middle = (begin + end) / 2;
+        if (entries[middle] == value) return middle;
+        if (entries[middle] < value)
+            begin = middle + 1;
+        else
+            end = middle;
+    }
+    return -1;
+}
+
+/// fp64 attention of the queries tokens[blockIdx.x] (packed numbers) and head blockIdx.y: out[x][y][d], the weighted
+/// mean of |value| (scale of rounding errors) and lse. One thread block each; shared memory: n_k doubles + 256.
+static __global__ void reference_forward(ForwardParams p, const std::int32_t* tokens, double* out, double* magnitude,
+                                         double* lse) {
+    extern __shared__ double weight[];
+    __shared__ double reduced[256];
+    const int token = tokens[blockIdx.x], head = blockIdx.y, key_head = head / (p.query_heads / p.key_heads);
+    int sequence = 0;
+    while (p.batch.query_offsets[sequence + 1] <= token) ++sequence;
+    const int i = token - p.batch.query_offsets[sequence];
+    const int key_token = p.batch.key_offsets[sequence];
+    const int keys = p.batch.key_offsets[sequence + 1] - key_token;
+    const int queries = p.batch.query_offsets[sequence + 1] - p.batch.query_offsets[sequence];
+    const TokenRule rule{queries, keys, p.layout.causal, p.layout.windows[head]};
+    const std::int64_t entry = static_cast<std::int64_t>(p.layout.head_list[head]) * p.layout.rows +
+                               p.layout.row_begin[sequence] + i / p.layout.block;
+    const auto* q =
+        static_cast<const __nv_bfloat16*>(p.query.data) + token * p.query.token_stride + head * p.query.head_stride;
+    const auto* k = static_cast<const __nv_bfloat16*>(p.key.data) + key_head * p.key.head_stride;
+    const auto* v = static_cast<const __nv_bfloat16*>(p.value.data) + key_head * p.value.head_stride;
+    double highest = -INFINITY;
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) {
+        bool kept =
+            find(p.layout.columns, p.layout.offsets[entry], p.layout.offsets[entry + 1], j / p.layout.block) >= 0;
+        if (!kept && p.layout.key_offsets != nullptr) {
+            kept = find(p.layout.keys, p.layout.key_offsets[entry], p.layout.key_offsets[entry + 1], j) >= 0;
+        }
+        double score = -INFINITY;
+        if (kept && rule.visible(i, j)) {
+            score = 0;
+            for (int c = 0; c < p.head_dim; ++c) {
+                score += static_cast<double>(__bfloat162float(q[c])) *
+                         __bfloat162float(k[(key_token + j) * p.key.token_stride + c]);
+            }
+            score *= p.scale;
+        }
+        weight[j] = score;
+        highest = fmax(highest, score);
+    }
+    const auto reduce = [&](double value, bool maximum) {
+        __syncthreads();
+        reduced[threadIdx.x] = value;
+        __syncthreads();
+        double result = reduced[0];
+        for (unsigned t = 1; t < blockDim.x; ++t) result = maximum ? fmax(result, reduced[t]) : result + reduced[t];
+        return result;
+    };
+    highest = reduce(highest, true);
+    double sum = 0;
+    for (int j = threadIdx.x; j < keys; j += blockDim.x) {
+        weight[j] = highest == -INFINITY ? 0 : exp(weight[j] - highest);
+        sum += weight[j];
+    }
+    sum = reduce(sum, false);
+    const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * p.query_heads + head;
+    for (int c = threadIdx.x; c < p.head_dim; c += blockDim.x) {
+        double total = 0, absolute = 0;
+        for (int j = 0; j < keys; ++j) {
+            if (weight[j] == 0) continue;
+            const double value = __bfloat162float(v[(key_token + j) * p.value.token_stride + c]);
+            total += weight[j] * value;
+            absolute += weight[j] * fabs(value);
+        }
+        out[row * p.head_dim + c] = sum > 0 ? total / sum : 0;
+        magnitude[row * p.head_dim + c] = sum > 0 ? absolute / sum : 0;
+    }
+    if (threadIdx.x == 0) lse[row] = sum > 0 ? highest + log(sum) : -INFINITY;
+}
+
+/// How far results are from the reference.
+struct Comparison {
+    double worst = 0;      // |out - ref| over the bound of bf16 rounding (of out and of the probabilities)
+    double relative = 0;   // ||out - ref|| / ||ref||
+    double lse_error = 0;  // largest |lse - ref|
+    std::string first;     // the first value outside its bound
+    bool ok() const { return first.empty(); }
+};
+
+/// Compares out and lse of the given queries with the reference. The bound on out is that of its rounding to bf16 (2^-8)
+/// plus that of rounding each probability (2^-8 of the weighted mean of |value|), and 2 % for everything in fp32.
+inline Comparison compare(const HostProblem& p, const DeviceProblem& device, const std::vector<std::int32_t>& tokens) {
+    Comparison result;
+    if (tokens.empty()) return result;
+    const std::size_t rows = tokens.size() * p.query_heads;
+    Buffer<std::int32_t> token_buffer(tokens);
+    Buffer<double> out(rows * p.head_dim), magnitude(rows * p.head_dim), lse(rows);
+    int longest = 1;
+    for (std::size_t s = 0; s + 1 < p.key_offsets.size(); ++s) {
+        longest = std::max(longest, p.key_offsets[s + 1] - p.key_offsets[s]);
+    }
+    const int bytes = longest * static_cast<int>(sizeof(double));
+    SPARSEATTN_TEST_CUDA(cudaFuncSetAttribute(reference_forward, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    reference_forward<<<dim3(static_cast<unsigned>(tokens.size()), p.query_heads), 256, bytes>>>(
+        device.params, token_buffer.data(), out.data(), magnitude.data(), lse.data());
+    SPARSEATTN_TEST_CUDA(cudaGetLastError());
+    SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
+    const auto want = out.host(), scale = magnitude.host(), want_lse = lse.host();
+    const auto have = device.out.host();
+    const auto have_lse = device.lse.host();
+    double error2 = 0, norm2 = 0;
+    char text[200];
+    for (std::size_t x = 0; x < tokens.size(); ++x) {
+        for (int head = 0; head < p.query_heads; ++head) {
+            const std::size_t row = x * p.query_heads + head;
+            const double got_lse = have_lse[static_cast<std::size_t>(tokens[x]) * p.query_heads + head];
+            const bool none = std::isinf(want_lse[row]);
+            const double lse_error = none ? (got_lse == want_lse[row] ? 0 : 1) : std::fabs(got_lse - want_lse[row]);
+            if (!(lse_error <= result.lse_error)) result.lse_error = lse_error;
+            if (!(lse_error <= 2e-5 + 2e-6 * std::fabs(none ? 0 : want_lse[row])) && result.first.empty()) {
+                std::snprintf(text, sizeof text, "lse token %d head %d is %.8g, reference %.8g", tokens[x], head,
+                              got_lse, want_lse[row]);
+                result.first = text;
+            }
+            for (int c = 0; c < p.head_dim; ++c) {
+                const double reference = want[row * p.head_dim + c];
+                const double got = __bfloat162float(
+                    have[static_cast<std::size_t>(tokens[x] * device.params.out.token_stride + head * p.head_dim + c)]);
+                const double error = std::fabs(got - reference);
+                const double bound = 1.02 * 0x1p-8 * (std::fabs(reference) + scale[row * p.head_dim + c]) + 1e-30;
+                if (!(error / bound <= result.worst)) result.worst = error / bound;
+                error2 += error * error;
+                norm2 += reference * reference;
+                if (!(error <= bound) && result.first.empty()) {
+                    std::snprintf(text, sizeof text,
+                                  "out token %d head %d channel %d is %.6g, reference %.6g, bound %.2g", tokens[x],
+                                  head, c, got, reference, bound);
+                    result.first = text;
+                }
+            }
+        }
+    }
+    result.relative = norm2 > 0 ? std::sqrt(error2 / norm2) : 0;
+    return result;
+}
+
+}  // namespace sparseattn::cuda::testing
