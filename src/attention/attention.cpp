@@ -22,8 +22,7 @@ template <class Exec, class T, template <class, class> class Arguments>
 #if defined(SPARSEATTN_CUDA_KERNELS)
 constexpr bool has_cuda_kernels =
     std::is_same_v<Exec, Kokkos::Cuda>&& std::is_same_v<T, bf16> &&
-    (std::is_same_v<Arguments<T, detail::CudaMem>, detail::ForwardArguments<T, detail::CudaMem>> ||
-     std::is_same_v<Arguments<T, detail::CudaMem>, detail::BackwardArguments<T, detail::CudaMem>>);
+    !std::is_same_v<Arguments<T, detail::CudaMem>, detail::GatedBackwardArguments<T, detail::CudaMem>>;
 #else
 constexpr bool has_cuda_kernels = false;
 #endif
@@ -31,7 +30,7 @@ constexpr bool has_cuda_kernels = false;
 template <class Exec, class T, template <class, class> class Arguments>
 const char* cuda_gap([[maybe_unused]] const Arguments<T, typename Exec::memory_space>& arguments) {
     if constexpr (has_cuda_kernels<Exec, T, Arguments>) return detail::cuda_gap(arguments);
-    return is_cpu<Exec> ? nullptr : "plain attention of bf16 is what cuda covers";
+    return is_cpu<Exec> ? nullptr : "cuda covers bf16, less the gated backward pass";
 }
 
 template <class Exec, class T, template <class, class> class Arguments>

@@ -93,6 +93,19 @@ cuda::BackwardParams params_of(const BackwardArguments<bf16, CudaMem>& arguments
     return params;
 }
 
+cuda::GatedForwardParams params_of(const GatedForwardArguments<bf16, CudaMem>& arguments) {
+    cuda::GatedForwardParams params;
+    static_cast<cuda::Problem&>(params) = problem_of(arguments, arguments.full);
+    params.sparse = layout_of(arguments.sparse);
+    params.gate = arguments.gate.data();
+    params.out = heads(arguments.out);
+    params.full_out = heads(arguments.full_outputs.out);
+    params.sparse_out = heads(arguments.sparse_outputs.out);
+    params.full_lse = rows(arguments.full_outputs.lse);
+    params.sparse_lse = rows(arguments.sparse_outputs.lse);
+    return params;
+}
+
 // Gives the call its stream and, from `frame`, its workspace at the alignment that the door asks for.
 void provide(cuda::Problem& problem, const Kokkos::Cuda& exec, std::size_t bytes, Workspace<CudaMem>::Frame& frame) {
     constexpr std::size_t alignment = 256;
@@ -133,6 +146,10 @@ const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments) {
     const char* why = "";
     return cuda::backward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
 }
+const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments) {
+    const char* why = "";
+    return cuda::gated_forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
+}
 
 void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace) {
@@ -147,6 +164,13 @@ void cuda_attention(const Kokkos::Cuda& exec, const BackwardArguments<bf16, Cuda
     cuda::BackwardParams params = params_of(arguments);
     provide(params, exec, cuda::backward_workspace(params), frame);
     check("attention_backward", cuda::backward(params));
+}
+void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, CudaMem>& arguments,
+                    Workspace<CudaMem>& workspace) {
+    Workspace<CudaMem>::Frame frame(workspace);
+    cuda::GatedForwardParams params = params_of(arguments);
+    provide(params, exec, cuda::gated_forward_workspace(params), frame);
+    check("gated_attention_forward", cuda::gated_forward(params));
 }
 
 }  // namespace sparseattn::detail

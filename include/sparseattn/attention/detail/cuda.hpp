@@ -17,6 +17,7 @@ using CudaMem = Kokkos::Cuda::memory_space;
 // What the current device's kernels do not cover of a call, a literal; "" when they cover all of it.
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments);
+const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments);
 
 // The kernels of this device, in words, for reports.
 std::string cuda_coverage();
@@ -25,6 +26,8 @@ std::string cuda_coverage();
 void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 void cuda_attention(const Kokkos::Cuda& exec, const BackwardArguments<bf16, CudaMem>& arguments,
+                    Workspace<CudaMem>& workspace);
+void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 
 }  // namespace sparseattn::detail
