@@ -172,7 +172,7 @@ void add_rest(std::vector<DeckKey>& keys) {
                            {number(64), number(128)}),
                     one_of(text("attention", "implementation", "automatic",
                                 "Attention kernel; automatic takes the fastest that fits."),
-                           {Text("automatic"), Text("reference"), Text("generic"), Text("host")}),
+                           {Text("automatic"), Text("reference"), Text("generic"), Text("host"), Text("cuda")}),
                     integer("parallel", "seq_parallel_size", 1, "ranks", 1, most_int,
                             "Consecutive ranks that share each pack; must divide the number of ranks."),
                     integer("parallel", "bucket_bytes", 33554432, "bytes", 1, 1e12,

@@ -80,7 +80,8 @@ Implementation parse_implementation(const std::string& name) {
     if (name == "reference") return Implementation::reference;
     if (name == "generic") return Implementation::generic;
     if (name == "host") return Implementation::host;
-    throw InvalidArgument(concat("implementation is ", name, ", must be automatic, reference, generic or host"));
+    if (name == "cuda") return Implementation::cuda;
+    throw InvalidArgument(concat("implementation is ", name, ", must be automatic, reference, generic, host or cuda"));
 }
 
 Granularity parse_granularity(const std::string& name) {

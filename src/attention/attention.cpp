@@ -2,6 +2,7 @@
 #include "sparseattn/attention/attention.hpp"
 
 #include "sparseattn/attention/detail/checks.hpp"
+#include "sparseattn/attention/detail/cuda.hpp"
 #include "sparseattn/attention/detail/generic.hpp"
 #include "sparseattn/attention/detail/host.hpp"
 #include "sparseattn/attention/detail/implementation.hpp"
@@ -16,15 +17,38 @@ namespace {
 template <class Exec>
 constexpr bool is_cpu = std::is_same_v<typename Exec::memory_space, Kokkos::HostSpace>;
 
+// Whether the call has hand-written CUDA kernels at all.
+template <class Exec, class T, template <class, class> class Arguments>
+#if defined(SPARSEATTN_CUDA_KERNELS)
+constexpr bool has_cuda_kernels =
+    std::is_same_v<Exec, Kokkos::Cuda>&& std::is_same_v<T, bf16> &&
+    !std::is_same_v<Arguments<T, detail::CudaMem>, detail::GatedBackwardArguments<T, detail::CudaMem>>;
+#else
+constexpr bool has_cuda_kernels = false;
+#endif
+
+template <class Exec, class T, template <class, class> class Arguments>
+const char* cuda_gap([[maybe_unused]] const Arguments<T, typename Exec::memory_space>& arguments) {
+    if constexpr (has_cuda_kernels<Exec, T, Arguments>) return detail::cuda_gap(arguments);
+    return is_cpu<Exec> ? nullptr : "cuda covers bf16, less the gated backward pass";
+}
+
 template <class Exec, class T, template <class, class> class Arguments>
 void run(const Exec& exec, Implementation asked, const Arguments<T, typename Exec::memory_space>& arguments,
          Workspace<typename Exec::memory_space>& workspace) {
     constexpr bool fp64 = std::is_same_v<T, double>;
     const Implementation chosen =
-        detail::choose(asked, {is_cpu<Exec>, fp64, static_cast<int>(arguments.inputs.query.extent(2))});
+        detail::choose(asked, {is_cpu<Exec>, fp64, static_cast<int>(arguments.inputs.query.extent(2)),
+                               cuda_gap<Exec, T, Arguments>(arguments)});
     if (chosen == Implementation::reference) {
         detail::reference_attention(exec, arguments, workspace);
         return;
+    }
+    if constexpr (has_cuda_kernels<Exec, T, Arguments>) {
+        if (chosen == Implementation::cuda) {
+            detail::cuda_attention(exec, arguments, workspace);
+            return;
+        }
     }
     if constexpr (!fp64) {
         if constexpr (is_cpu<Exec>) {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "sparseattn/attention/detail/cuda.hpp"
 #include "sparseattn/attention/detail/host.hpp"
 #include "sparseattn/core/error.hpp"
 
@@ -16,6 +17,8 @@ const char* name_of(Implementation implementation) {
             return "generic";
         case Implementation::host:
             return "host";
+        case Implementation::cuda:
+            return "cuda";
         case Implementation::automatic:
             break;
     }
@@ -24,7 +27,20 @@ const char* name_of(Implementation implementation) {
 
 Implementation fastest(const detail::Demand& demand) {
     if (demand.fp64) return Implementation::reference;
-    return demand.cpu ? Implementation::host : Implementation::generic;
+    if (demand.cpu) return Implementation::host;
+    const bool covered = demand.cuda_gap != nullptr && *demand.cuda_gap == '\0';
+    return covered ? Implementation::cuda : Implementation::generic;
+}
+
+void require_cuda(const detail::Demand& demand) {
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    const bool here = demand.cuda_gap != nullptr;
+    require(here && *demand.cuda_gap == '\0', "options.implementation", "cuda",
+            concat("generic or automatic: ", here ? demand.cuda_gap : "cuda serves CUDA execution spaces only"));
+#else
+    (void)demand;
+    throw NotCompiled("options.implementation is cuda, which needs Kokkos with its CUDA back end (cuda-hopper preset)");
+#endif
 }
 
 }  // namespace
@@ -38,6 +54,10 @@ Implementation choose(Implementation asked, const Demand& demand) {
     require(!demand.fp64, "options.implementation", name, "reference or automatic for double");
     require(chosen != Implementation::host || demand.cpu, "options.implementation", name,
             "generic or automatic: host serves CPU execution spaces only");
+    if (chosen == Implementation::cuda) {
+        require_cuda(demand);
+        return chosen;
+    }
     const int d = demand.head_dim;
     if (d != 32 && d != 64 && d != 96 && d != 128 && d != 256) {
         require(false, "inputs.query.extent(2)", d,
@@ -55,9 +75,15 @@ double resolve_scale(double asked, int head_dim) {
 }  // namespace detail
 
 std::string attention_report() {
-    return concat("attention: float and bf16 by ", name_of(Implementation::host), " (", detail::host_attention_isa(),
-                  " kernels) on CPU spaces, by ", name_of(Implementation::generic), " elsewhere; double by ",
-                  name_of(Implementation::reference));
+    std::string report =
+        concat("attention: float and bf16 by ", name_of(Implementation::host), " (", detail::host_attention_isa(),
+               " kernels) on CPU spaces, by ", name_of(Implementation::generic), " elsewhere; double by ",
+               name_of(Implementation::reference));
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    report += concat("; bf16 on CUDA, less the gated backward pass, by ", name_of(Implementation::cuda),
+                     " where it covers the case (", detail::cuda_coverage(), ")");
+#endif
+    return report;
 }
 
 }  // namespace sparseattn

@@ -28,6 +28,17 @@ TEST_P(AttentionCases, AgreeWithReference) {
     check_case<float>(HostExec(), Implementation::host, GetParam(), "host float", table_);
     check_case<bf16>(HostExec(), Implementation::host, GetParam(), "host bf16", table_);
 }
+// On the device of this build, if it has one; `automatic` takes the hand-written kernels where they cover a case.
+TEST_P(AttentionCases, AgreeWithReferenceOnTheDevice) {
+    using Device = Kokkos::DefaultExecutionSpace;
+    if constexpr (std::is_same_v<Device, HostExec>) {
+        EXPECT_EQ(std::string(Device::name()), HostExec::name());
+    } else {
+        check_case<float>(Device(), Implementation::generic, GetParam(), "device float", table_);
+        check_case<bf16>(Device(), Implementation::generic, GetParam(), "device bf16", table_);
+        check_case<bf16>(Device(), Implementation::automatic, GetParam(), "device automatic", table_);
+    }
+}
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionCases, ::testing::ValuesIn(attention_cases()),
                          [](const auto& info) { return info.param.name; });
 

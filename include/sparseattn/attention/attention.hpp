@@ -25,6 +25,7 @@ enum class Implementation {
     reference,  // fp64, O(n^2), obvious: the yardstick
     generic,    // Kokkos team kernel, any back end
     host,       // SIMD tiles, CPU execution spaces
+    cuda,       // hand-written kernels, CUDA, bf16, the cases that they cover
 };
 
 struct AttentionOptions {
@@ -51,7 +52,10 @@ struct AttentionOutputs {
     HeadsView<T, Mem> out;
     RowsView<Lse, Mem> lse;
 
-    operator AttentionOutputs<const T, Mem>() const { return {out, lse}; }
+    template <class U>
+    requires(!std::is_const_v<T> && std::is_same_v<U, const T>) operator AttentionOutputs<U, Mem>() const {
+        return {out, lse};
+    }
 };
 /// A layout with its transpose, as the backward pass needs it.
 template <class Mem>

@@ -10,6 +10,8 @@ struct Demand {
     bool cpu;   // the execution space runs on the CPU
     bool fp64;  // double storage
     int head_dim;
+    // What the hand-written CUDA kernels do not cover of the call; "" when they cover it, null where they cannot run.
+    const char* cuda_gap;
 };
 
 /// The implementation for a call: the fastest for `automatic`, else the asked one. Throws InvalidArgument when that one
