@@ -37,7 +37,7 @@ class ShardedUpdate {
     // Gives every rank the others' shares of `parameters`.
     void gather(const Span1<float, TrainMem>& parameters);
 
-    // What the object holds on one of `ranks` ranks: gradients, buffers of messages.
+    // What an object for these shares holds.
     struct Bytes {
         std::int64_t gradients, messages;
     };
