@@ -1,6 +1,7 @@
 #include <cstdint>
 
 #include "cuda/attention.hpp"
+#include "cuda/device.hpp"
 #include "cuda/hopper/backward.hpp"
 
 namespace sparseattn::cuda {
@@ -50,11 +51,8 @@ const char* broken_argument(const BackwardParams& p) {
 }  // namespace
 
 Kernel backward_kernel(const BackwardParams& params, const char** why) {
-    int device = 0, major = 0;
-    const bool hopper = cudaGetDevice(&device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                        major == 9;
-    const char* gap = hopper ? hopper::backward_gap(params) : "the device is not of compute capability 9.0";
+    const char* gap = hopper_device_gap();
+    if (*gap == '\0') gap = hopper::backward_gap(params);
     if (why != nullptr) *why = gap;
     return *gap == '\0' ? Kernel::hopper : Kernel::none;
 }

@@ -1,6 +1,7 @@
 #include <cstdint>
 
 #include "cuda/attention.hpp"
+#include "cuda/device.hpp"
 #include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
@@ -37,11 +38,8 @@ const char* broken_argument(const ForwardParams& p) {
 }  // namespace
 
 Kernel forward_kernel(const ForwardParams& params, const char** why) {
-    int device = 0, major = 0;
-    const bool hopper = cudaGetDevice(&device) == cudaSuccess &&
-                        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                        major == 9;
-    const char* gap = hopper ? hopper::forward_gap(params) : "the device is not of compute capability 9.0";
+    const char* gap = hopper_device_gap();
+    if (*gap == '\0') gap = hopper::forward_gap(params);
     if (why != nullptr) *why = gap;
     return *gap == '\0' ? Kernel::hopper : Kernel::none;
 }

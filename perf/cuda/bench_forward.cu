@@ -6,15 +6,13 @@
 /// --quick: two lengths; --dense: only dense calls, each after a second of rest, to set beside
 /// perf/cuda/torch_forward.py.
 
-#include <cublas_v2.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <thread>
 #include <tuple>
 
-#include "tests/cuda/problem.cuh"
+#include "perf/cuda/bench.cuh"
 
 using namespace sparseattn::cuda;
 using namespace sparseattn::cuda::testing;
@@ -52,7 +50,7 @@ double median(std::vector<double> times) {
     return times[times.size() / 2];
 }
 template <class Call>
-double time_ms(const Call& call) {
+double steady_ms(const Call& call) {
     const int calls = calls_of(call);
     std::vector<double> times;
     for (double total = 0; times.size() < 3 || total < seconds_per_case * 1e3; total += times.back() * calls) {
@@ -73,70 +71,9 @@ std::pair<double, double> time_both_ms(const First& first, const Second& second)
     return {median(first_times), median(second_times)};
 }
 
-void print_ceilings(const char* when) {
-    constexpr int n = 8192;
-    Buffer<__nv_bfloat16> a(n * std::size_t{n}), b(n * std::size_t{n}), c(n * std::size_t{n});
-    fill_random<<<1024, 256>>>(a.data(), n * std::int64_t{n}, 1, 1);
-    fill_random<<<1024, 256>>>(b.data(), n * std::int64_t{n}, 2, 1);
-    cublasHandle_t handle;
-    if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) std::exit(70);
-    const float one = 1, zero = 0;
-    const double gemm = time_ms([&] {
-        if (cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, n, n, &one, a.data(), CUDA_R_16BF, n, b.data(),
-                         CUDA_R_16BF, n, &zero, c.data(), CUDA_R_16BF, n, CUBLAS_COMPUTE_32F,
-                         CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS) {
-            std::exit(70);
-        }
-    });
-    cublasDestroy(handle);
-    constexpr std::size_t bytes = std::size_t{1} << 31;
-    Buffer<unsigned char> from(bytes), to(bytes);
-    from.fill(3);
-    const double copy = time_ms(
-        [&] { SPARSEATTN_TEST_CUDA(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice)); });
-    std::printf("%s: gemm 8192 bf16 %.0f TFLOP/s, copy %.2f TB/s (read + written)\n", when, 2e-9 * n * n * n / gemm,
-                2e-9 * bytes / copy);
-    if (json != nullptr) {
-        std::fprintf(json, "{\"what\": \"ceilings\", \"when\": \"%s\", \"gemm_tflops\": %.1f, \"copy_tbs\": %.3f}\n",
-                     when, 2e-9 * n * n * n / gemm, 2e-9 * bytes / copy);
-    }
-}
-
-struct Shape {
-    int length, query_heads, key_heads, head_dim, block;
-    bool causal, shared;
-};
-
-HostProblem build(const Shape& shape, double density) {
-    HostProblem p;
-    p.head_dim = shape.head_dim;
-    p.block = shape.block;
-    p.query_heads = shape.query_heads;
-    p.key_heads = shape.key_heads;
-    p.causal = shape.causal;
-    add_sequence(p, shape.length, shape.length);
-    const int group = shape.query_heads / shape.key_heads;
-    p.lists = density >= 1 ? 1 : shape.shared ? shape.key_heads : shape.query_heads;
-    for (int head = 0; head < p.query_heads; ++head) {
-        p.head_list.push_back(density >= 1 ? 0 : shape.shared ? head / group : head);
-        p.windows.push_back({0, Window::everything, 0});
-    }
-    make_lists(p, density, shape.causal, 0, 0, 5);
-    return p;
-}
-
 /// FLOP of the kept pairs.
 double work(const HostProblem& p) {
-    double blocks = 0;
-    for (int head = 0; head < p.query_heads; ++head) {
-        for (int row = 0; row < p.rows(); ++row) {
-            const std::int64_t entry = static_cast<std::int64_t>(p.head_list[head]) * p.rows() + row;
-            const auto begin = p.offsets[entry], end = p.offsets[entry + 1];
-            blocks += static_cast<double>(end - begin);
-            if (p.causal && end > begin && p.columns[end - 1] == row) blocks -= 0.5;
-        }
-    }
-    return blocks * p.block * p.block * 4 * p.head_dim;
+    return kept_pairs(p) * 4 * p.head_dim;
 }
 
 void bench(const Shape& shape, const std::vector<double>& densities) {
@@ -157,7 +94,7 @@ void bench(const Shape& shape, const std::vector<double>& densities) {
         device.out.fill(0xff);
         double dense_ms = 0, ms = 0;
         if (density >= 1) {
-            dense_ms = ms = time_ms([&] { call(device); });
+            dense_ms = ms = steady_ms([&] { call(device); });
         } else {
             std::tie(dense_ms, ms) = time_both_ms([&] { call(dense); }, [&] { call(device); });
         }
@@ -197,7 +134,7 @@ void bench_decode(int sequences, int keys) {
     make_lists(p, 1, true, 0, 0, 5);
     DeviceProblem device(p, false, 0, 7);
     bool served = true;
-    const double ms = time_ms([&] { served = forward(device.params).ok() && served; });
+    const double ms = steady_ms([&] { served = forward(device.params).ok() && served; });
     SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
     const double terabytes = 4e-12 * p.keys() * p.key_heads * p.head_dim;
     std::printf("decode: %d sequences of %d keys, Hq 32 Hkv 8 d 128: %.3f ms, %.2f TB/s of keys and values%s\n",
@@ -245,7 +182,7 @@ int main(int argc, char** argv) {
         bench_decode(8, 32768);
         return 0;
     }
-    print_ceilings("before");
+    print_ceilings("before", json);
     const std::vector<double> densities = {1, 0.5, 0.25, 0.1, 0.05};
     // head counts so that the dense call takes some milliseconds
     const std::vector<std::pair<int, int>> sizes =
@@ -263,7 +200,7 @@ int main(int argc, char** argv) {
     if (!quick) bench({16384, 16, 4, 64, 64, false, false}, densities);
     bench_decode(1, 65536);
     bench_decode(8, 32768);
-    print_ceilings("after");
+    print_ceilings("after", json);
     if (json != nullptr) std::fclose(json);
     return 0;
 }

@@ -41,3 +41,17 @@ finish() {
     fi
     echo "all checks passed"
 }
+
+# make_texts DIR: a folder of 40 small documents.
+make_texts() {
+    mkdir "$1"
+    i=0
+    while [ $i -lt 40 ]; do
+        j=0
+        while [ $j -lt 8 ]; do
+            echo "line $j of document $i says that $((i * j)) is the product"
+            j=$((j + 1))
+        done >"$1/$i.txt"
+        i=$((i + 1))
+    done
+}

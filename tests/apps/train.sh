@@ -11,16 +11,7 @@ train=$bin/sparseattn-train
 eval=$bin/sparseattn-eval
 cd "$work" || exit 1
 
-mkdir text
-i=0
-while [ $i -lt 40 ]; do
-    j=0
-    while [ $j -lt 8 ]; do
-        echo "line $j of document $i says that $((i * j)) is the product"
-        j=$((j + 1))
-    done >text/$i.txt
-    i=$((i + 1))
-done
+make_texts text
 expect 0 "documents" "$bin/sparseattn-convert" text -o set.h5 --validation 0.2 text
 cat >deck.toml <<'END'
 [run]
