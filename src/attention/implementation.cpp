@@ -80,7 +80,7 @@ std::string attention_report() {
                " kernels) on CPU spaces, by ", name_of(Implementation::generic), " elsewhere; double by ",
                name_of(Implementation::reference));
 #if defined(SPARSEATTN_CUDA_KERNELS)
-    report += concat("; bf16 on CUDA, less the gated backward pass, by ", name_of(Implementation::cuda),
+    report += concat("; bf16 on CUDA by ", name_of(Implementation::cuda),
                      " where it covers the case (", detail::cuda_coverage(), ")");
 #endif
     return report;

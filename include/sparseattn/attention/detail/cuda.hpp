@@ -18,6 +18,7 @@ using CudaMem = Kokkos::Cuda::memory_space;
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments);
+const char* cuda_gap(const GatedBackwardArguments<bf16, CudaMem>& arguments);
 
 // The kernels of this device, in words, for reports.
 std::string cuda_coverage();
@@ -28,6 +29,8 @@ void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaM
 void cuda_attention(const Kokkos::Cuda& exec, const BackwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, CudaMem>& arguments,
+                    Workspace<CudaMem>& workspace);
+void cuda_attention(const Kokkos::Cuda& exec, const GatedBackwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 
 }  // namespace sparseattn::detail
