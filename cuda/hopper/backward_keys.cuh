@@ -36,6 +36,10 @@ struct KeyPass {
         alignas(1024) unsigned char query[stages][query_bytes];
         alignas(1024) unsigned char dout[stages][query_bytes];
         alignas(1024) unsigned char score[2][score_bytes];
+        // dQ of a tile on its way to global memory, from each warpgroup what it has formed
+        alignas(128) float dquery[2][WithQueries ? query_tile * part_channels : 4];
+        int dquery_tile[2];
+        Barrier dquery_full[2], dquery_empty[2];
         alignas(16) float values[stages][2 * query_tile];
         TileNote notes[stages];
         ItemNote item;
@@ -137,6 +141,27 @@ struct KeyPass {
             }
         }
     };
+
+    // --- Adders of dQ -----------------------------------------------------------------------------------------------
+
+    /// One warp for each warpgroup: adds its dQ to global memory by bulk copies.
+    static __device__ __forceinline__ void add_dqueries(const BackwardArgs& args, Shared& shared, int group) {
+        constexpr int floats = query_tile * part_channels;
+        for (std::uint32_t phase = 0;; phase ^= 1) {
+            barrier_wait(&shared.dquery_full[group], phase);
+            const int tile = shared.dquery_tile[group];
+            if (tile < 0) break;
+            if (elect_one()) {
+                float* sums = args.dq_sums + static_cast<std::int64_t>(tile) * query_tile * D;
+                bulk_add_f32(sums + (split_keys ? group * floats : 0), shared.dquery[group], floats * 4);
+                bulk_commit();
+                bulk_wait_read<0>();
+                barrier_arrive(&shared.dquery_empty[group]);
+            }
+            __syncwarp();
+        }
+        bulk_wait<0>();
+    }
 
     // --- Consumers --------------------------------------------------------------------------------------------------
 
@@ -277,11 +302,19 @@ struct KeyPass {
         /// Adds them to global memory. `Younger` groups were committed after start_dquery.
         template <int Younger>
         __device__ __forceinline__ void add_dquery(int stage, int part) {
-            constexpr int floats = query_tile * part_channels;
-            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
             product_wait<Younger>();
             pin(dquery());
+#ifdef SA_RED
+            constexpr int floats = query_tile * part_channels;
+            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
             reduce_fragments<part_channels / 2>(sums + part * floats, dquery(), thread());
+#else
+            barrier_wait(&shared.dquery_empty[group()], turn);
+            write_fragments<part_channels / 2>(shared.dquery[group()], dquery(), thread());
+            if (thread() == 0) shared.dquery_tile[group()] = shared.notes[stage].tile;
+            fence_async_shared();
+            barrier_arrive(&shared.dquery_full[group()]);
+#endif
         }
         /// dK and dQ of the tile in ring stage `before`, and S^T of the one at the current position if there is one.
         template <bool Scores>
@@ -384,6 +417,13 @@ struct KeyPass {
                 next_tile();
                 finish();
             }
+#ifndef SA_RED
+            if constexpr (WithQueries) {
+                barrier_wait(&shared.dquery_empty[group()], turn ^ 1);
+                if (thread() == 0) shared.dquery_tile[group()] = -1;
+                barrier_arrive(&shared.dquery_full[group()]);
+            }
+#endif
         }
 
         /// Writes dK and dV, or a piece's part of them.
@@ -439,6 +479,10 @@ __global__ void __launch_bounds__(384, 1)
     if (threadIdx.x == 0) {
         barrier_init(&shared.keys_full, 1);
         barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
+        for (int group = 0; group < 2; ++group) {
+            barrier_init(&shared.dquery_full[group], 128);
+            barrier_init(&shared.dquery_empty[group], 1);
+        }
         for (int stage = 0; stage < Pass::stages; ++stage) {
             barrier_init(&shared.full[stage], 1);
             barrier_init(&shared.empty[stage], Pass::readers * releasing_lanes);
@@ -449,9 +493,12 @@ __global__ void __launch_bounds__(384, 1)
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         give_registers<24>();
-        if (threadIdx.x < 32) {
+        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+        if (warp == 0) {
             typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}};
             producer.run();
+        } else if (WithQueries && warp < 3) {
+            Pass::add_dqueries(args, shared, warp - 1);
         }
     } else {
         take_registers<240>();
