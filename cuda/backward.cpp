@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "cuda/ampere/backward.hpp"
 #include "cuda/attention.hpp"
 #include "cuda/device.hpp"
 #include "cuda/hopper/backward.hpp"
@@ -43,30 +44,36 @@ const char* broken_argument(const BackwardParams& p) {
         if (p.dk.data == nullptr) return "dk";
         if (p.dv.data == nullptr) return "dv";
     }
+    const std::size_t bytes = backward_workspace(p);
+    if (bytes == 0) return nullptr;
     if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
-    if (p.workspace_bytes < backward_workspace(p)) return "workspace_bytes";
-    return nullptr;
+    return p.workspace_bytes < bytes ? "workspace_bytes" : nullptr;
 }
 
 }  // namespace
 
 Kernel backward_kernel(const BackwardParams& params, const char** why) {
-    const char* gap = hopper_device_gap();
-    if (*gap == '\0') gap = hopper::backward_gap(params);
-    if (why != nullptr) *why = gap;
-    return *gap == '\0' ? Kernel::hopper : Kernel::none;
+    return choose_kernel(params.kernel, hopper::backward_gap(params), ampere::backward_gap(params), why);
 }
 
 std::size_t backward_workspace(const BackwardParams& params) {
-    return hopper::backward_workspace(params);
+    switch (backward_kernel(params)) {
+        case Kernel::hopper:
+            return hopper::backward_workspace(params);
+        case Kernel::ampere:
+            return ampere::backward_workspace(params);
+        default:
+            return 0;
+    }
 }
 
 Status backward(const BackwardParams& params) {
     if (const char* argument = broken_argument(params)) return {cudaErrorInvalidValue, argument};
     const char* why = "";
-    if (backward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    const Kernel kernel = backward_kernel(params, &why);
+    if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
     if (params.batch.queries == 0 && params.batch.keys == 0) return {};
-    return hopper::backward(params);
+    return kernel == Kernel::hopper ? hopper::backward(params) : ampere::backward(params);
 }
 
 }  // namespace sparseattn::cuda
