@@ -14,18 +14,18 @@ std::size_t rows_bytes(const Problem& params) {
     return (number(params.batch.queries) * number(params.query_heads) * sizeof(float2) + 255) / 256 * 256;
 }
 
-/// What a plain and a gated call have in common.
-template <class Params>
-BackwardArgs arguments_of(const Params& params, int branches) {
+BackwardArgs arguments_of(const GatedBackwardParams& params) {
     BackwardArgs args{};
     args.batch = params.batch;
-    args.branches = branches;
-    for (int b = 0; b < branches; ++b) {
-        args.branch[b].rows =
-            reinterpret_cast<float2*>(static_cast<char*>(params.workspace) + static_cast<std::size_t>(b) * rows_bytes(params));
+    auto* rows = static_cast<char*>(params.workspace);
+    args.branch[0] = {params.layout, params.transposed, reinterpret_cast<float2*>(rows)};
+    args.branches = 1;
+    if (params.gate != nullptr) {
+        rows += rows_bytes(params);
+        args.branch[1] = {params.sparse, params.sparse_transposed, reinterpret_cast<float2*>(rows)};
+        args.branches = 2;
     }
-    args.branch[0].layout = params.layout;
-    args.branch[0].transposed = params.transposed;
+    args.gate = params.gate;
     args.query = params.query;
     args.key = params.key;
     args.value = params.value;
@@ -42,17 +42,6 @@ BackwardArgs arguments_of(const Params& params, int branches) {
     return args;
 }
 
-template <class Params>
-const char* gap(const Params& params) {
-    const char* gap = problem_gap(params);
-    if (*gap != '\0') return gap;
-    if (!copyable(params.dout)) return "dout is not 16-byte aligned";
-    if (!storable(params.dq)) return "dq is not 4-byte aligned";
-    if (!storable(params.dk)) return "dk is not 4-byte aligned";
-    if (!storable(params.dv)) return "dv is not 4-byte aligned";
-    return "";
-}
-
 template <int HeadDim>
 Status passes(const BackwardArgs& args, cudaStream_t stream) {
     const cudaError_t error = launch_key_pass<HeadDim>(args, stream);
@@ -60,11 +49,7 @@ Status passes(const BackwardArgs& args, cudaStream_t stream) {
     return {launch_query_pass<HeadDim>(args, stream), "query pass"};
 }
 
-Status run(const BackwardArgs& args, const ForwardResults& results, float* dgate, cudaStream_t stream) {
-    cudaError_t error = launch_prepare(args, results, stream);
-    if (error != cudaSuccess) return {error, "prepare kernel"};
-    if (dgate != nullptr) error = launch_dgate(args, dgate, stream);
-    if (error != cudaSuccess) return {error, "dgate kernel"};
+Status run_passes(const BackwardArgs& args, cudaStream_t stream) {
     switch (args.head_dim) {
         case 32:
             return passes<32>(args, stream);
@@ -83,37 +68,31 @@ Status run(const BackwardArgs& args, const ForwardResults& results, float* dgate
 
 }  // namespace
 
-const char* backward_gap(const BackwardParams& params) {
-    const char* missing = gap(params);
-    return *missing == '\0' && !copyable(params.out) ? "out is not 16-byte aligned" : missing;
+const char* backward_gap(const GatedBackwardParams& params) {
+    const bool gated = params.gate != nullptr;
+    const char* gap = problem_gap(params);
+    if (*gap != '\0') return gap;
+    if (!copyable(params.full_out)) return gated ? "full_out is not 16-byte aligned" : "out is not 16-byte aligned";
+    if (gated && !copyable(params.sparse_out)) return "sparse_out is not 16-byte aligned";
+    if (!copyable(params.dout)) return "dout is not 16-byte aligned";
+    if (!storable(params.dq)) return "dq is not 4-byte aligned";
+    if (!storable(params.dk)) return "dk is not 4-byte aligned";
+    if (!storable(params.dv)) return "dv is not 4-byte aligned";
+    return "";
 }
 
-std::size_t backward_workspace(const BackwardParams& params) {
-    return rows_bytes(params);
+std::size_t backward_workspace(const GatedBackwardParams& params) {
+    return (params.gate != nullptr ? 2 : 1) * rows_bytes(params);
 }
 
-Status backward(const BackwardParams& params) {
-    return run(arguments_of(params, 1), {{params.out, {}}, {params.lse, {}}}, nullptr, params.stream);
-}
-
-const char* gated_backward_gap(const GatedBackwardParams& params) {
-    const char* missing = gap(params);
-    if (*missing != '\0') return missing;
-    if (!copyable(params.full_out)) return "full_out is not 16-byte aligned";
-    return copyable(params.sparse_out) ? "" : "sparse_out is not 16-byte aligned";
-}
-
-std::size_t gated_backward_workspace(const GatedBackwardParams& params) {
-    return 2 * rows_bytes(params);
-}
-
-Status gated_backward(const GatedBackwardParams& params) {
-    BackwardArgs args = arguments_of(params, 2);
-    args.branch[1].layout = params.sparse;
-    args.branch[1].transposed = params.sparse_transposed;
-    args.gate = params.gate;
-    return run(args, {{params.full_out, params.sparse_out}, {params.full_lse, params.sparse_lse}}, params.dgate,
-               params.stream);
+Status backward(const GatedBackwardParams& params) {
+    const BackwardArgs args = arguments_of(params);
+    const ForwardResults results{{params.full_out, params.sparse_out}, {params.full_lse, params.sparse_lse}};
+    cudaError_t error = launch_prepare(args, results, params.stream);
+    if (error != cudaSuccess) return {error, "prepare kernel"};
+    if (args.branches == 2) error = launch_dgate(args, params.dgate, params.stream);
+    if (error != cudaSuccess) return {error, "dgate kernel"};
+    return run_passes(args, params.stream);
 }
 
 }  // namespace sparseattn::cuda::ampere

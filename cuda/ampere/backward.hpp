@@ -6,14 +6,12 @@
 
 namespace sparseattn::cuda::ampere {
 
-/// What is not covered here, a string literal, or "".
-[[nodiscard]] const char* backward_gap(const BackwardParams& params);
-[[nodiscard]] std::size_t backward_workspace(const BackwardParams& params);
-/// Arguments have been checked by the caller.
-[[nodiscard]] Status backward(const BackwardParams& params);
+// A call without gates is one with gate null, of which nothing of the sparse branch and not dgate is used.
 
-[[nodiscard]] const char* gated_backward_gap(const GatedBackwardParams& params);
-[[nodiscard]] std::size_t gated_backward_workspace(const GatedBackwardParams& params);
-[[nodiscard]] Status gated_backward(const GatedBackwardParams& params);
+/// What is not covered here, a string literal, or "".
+[[nodiscard]] const char* backward_gap(const GatedBackwardParams& params);
+[[nodiscard]] std::size_t backward_workspace(const GatedBackwardParams& params);
+/// Arguments have been checked by the caller.
+[[nodiscard]] Status backward(const GatedBackwardParams& params);
 
 }  // namespace sparseattn::cuda::ampere

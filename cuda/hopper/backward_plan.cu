@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cuda/hopper/backward_args.hpp"
+#include "cuda/hopper/backward_lists.cuh"
 
 namespace sparseattn::cuda::hopper {
 namespace {
@@ -43,12 +43,11 @@ struct KeyItems {
     __device__ int length(int item) const {
         const int blocks = args.layout.key_blocks, group = args.query_heads / args.key_heads;
         const int head = item / blocks * group, block = item % blocks;
-        std::int64_t total = 0;
-        for (int member = 0; member < group; ++member) {
-            const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[head + member]) * blocks + block;
-            total += args.transposed.offsets[list + 1] - args.transposed.offsets[list];
+        int total = 0;
+        for (int branch = 0; branch < args.branches; ++branch) {
+            for (int member = 0; member < group; ++member) total += rows_of(args, branch, head + member, block).count;
         }
-        return static_cast<int>(total);
+        return total;
     }
 };
 /// The same of the query pass, last rows first: those of a causal layout are the longest.
@@ -58,9 +57,11 @@ struct QueryItems {
     __device__ int head(int item) const { return item / args.layout.rows; }
     __device__ int length(int item) const {
         const int rows = args.layout.rows;
-        const std::int64_t list =
-            static_cast<std::int64_t>(args.layout.head_list[item / rows]) * rows + rows - 1 - item % rows;
-        return static_cast<int>(args.layout.offsets[list + 1] - args.layout.offsets[list]);
+        int total = 0;
+        for (int branch = 0; branch < args.branches; ++branch) {
+            total += columns_of(args, branch, item / rows, rows - 1 - item % rows).count;
+        }
+        return total;
     }
 };
 
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(threads, 1)
 
 }  // namespace
 
-cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, const Machine& machine) {
+cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& params, const Machine& machine) {
     cudaError_t error = cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
     if (error != cudaSuccess) return error;
     // What the items of a key head read over and over: Q and dO of its group, or K and V.

@@ -1,9 +1,9 @@
 /// \file
-/// Checks the CUDA backward kernels against the fp64 reference, both with and without `deterministic`. Arguments: none,
-/// or a word that case names must contain. Exit code 0: all passed; 1: a case failed; 77: no device that the kernels
-/// serve.
+/// Checks the CUDA backward kernels against the fp64 reference, without and with gates, both with and without
+/// `deterministic`. Arguments: none, or a word that case names must contain and then, if any, "plain" or "gated". Exit
+/// code 0: all passed; 1: a case failed; 77: no device that the kernels serve.
 
-#include "tests/cuda/problem_backward.cuh"
+#include "tests/cuda/problem_gated.cuh"
 
 using namespace sparseattn::cuda;
 using namespace sparseattn::cuda::testing;
@@ -65,21 +65,23 @@ HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
     return p;
 }
 
-bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
-    BackwardProblem problem(p, c.fused, 10, seed, deterministic);
-    const BackwardReference reference(problem);
-    std::printf("%-24s block %3d d %3d %s  ", c.name, block, head_dim, deterministic ? "fixed order" : "any order  ");
-    const char* why = "";
-    if (backward_kernel(problem.params, &why) == Kernel::none) {
-        std::printf("FAIL not served: %s\n", why);
-        return false;
-    }
+void print_name(const Case& c, int block, int head_dim, bool gated, bool deterministic) {
+    std::printf("%-24s block %3d d %3d %s %s  ", c.name, block, head_dim, gated ? "gated" : "     ",
+                deterministic ? "fixed order" : "any order  ");
+}
+
+/// Calls `backward` twice on poisoned outputs: what it writes must be the same bits (dq only when deterministic) and
+/// near the reference. `other` holds more outputs, as bits, and `other_error` what is wrong with them.
+template <class Call, class Other, class OtherError>
+bool check(BackwardProblem& problem, const BackwardReference& reference, bool deterministic, Call&& call, Other&& other,
+           OtherError&& other_error) {
+    const HostProblem& p = problem.host;
     std::vector<__nv_bfloat16> first[3];
+    std::vector<float> first_other;
     bool same = true;
     for (int round = 0; round < 2; ++round) {
         problem.poison();
-        const Status status = backward(problem.params);
+        const Status status = call();
         const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
         if (error != cudaSuccess) {
             std::printf("FAIL %s: %s\n", status.where, cudaGetErrorString(error));
@@ -93,24 +95,74 @@ bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32
                 same = same && std::memcmp(first[g].data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
             }
         }
+        const std::vector<float> bits = other();
+        if (round == 0) first_other = bits;
+        same = same && std::memcmp(first_other.data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
     }
+    const int d = p.head_dim;
     const GradientError errors[3] = {compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(),
-                                                      p.query_heads, head_dim, reference.dq, reference.dq_scale),
+                                                      p.query_heads, d, reference.dq, reference.dq_scale),
                                      compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads,
-                                                      head_dim, reference.dk, reference.dk_scale),
+                                                      d, reference.dk, reference.dk_scale),
                                      compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads,
-                                                      head_dim, reference.dv, reference.dv_scale)};
-    bool ok = same;
-    std::string text;
+                                                      d, reference.dv, reference.dv_scale)};
+    std::string text = other_error();
+    bool ok = same && text.empty();
     for (const GradientError& error : errors) {
         ok = ok && error.first.empty();
         if (!error.first.empty()) text += " " + error.first + ";";
     }
-    std::printf("%s of bound %.2f %.2f %.2f relative %.1e %.1e %.1e%s%s\n", ok ? "pass" : "FAIL", errors[0].worst,
+    std::printf("%s of bound %.2f %.2f %.2f relative %.1e %.1e %.1e%s %s\n", ok ? "pass" : "FAIL", errors[0].worst,
                 errors[1].worst, errors[2].worst, errors[0].relative, errors[1].relative, errors[2].relative,
                 same ? "" : " DIFFERENT BITS", text.c_str());
     std::fflush(stdout);
     return ok;
+}
+
+bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    BackwardProblem problem(p, c.fused, 10, seed, deterministic);
+    const BackwardReference reference(problem);
+    print_name(c, block, head_dim, false, deterministic);
+    const char* why = "";
+    if (backward_kernel(problem.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    return check(
+        problem, reference, deterministic, [&] { return backward(problem.params); },
+        [] { return std::vector<float>(); }, [] { return std::string(); });
+}
+
+/// The case as full branch, its sparse one with lists and windows of its own; gates between 0 and 1, 0 and 1.
+bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    HostProblem sparse = p;
+    sparse.lists = c.query_heads;
+    std::vector<float> gates;
+    constexpr float values[] = {0.3f, 1, 0, 0.9375f, 0.01f};
+    for (int head = 0; head < c.query_heads; ++head) {
+        sparse.head_list[head] = (head * 5 + 2) % c.query_heads;
+        if (head % 2 == 0) sparse.windows[head] = {37, 150, 0};
+        gates.push_back(values[(head + seed) % 5]);
+    }
+    make_lists(sparse, 0.5 * c.density, true, 0, c.empty_rows, seed + 100);
+    GatedProblem problem(p, sparse, gates, c.fused, 10, seed, deterministic);
+    const GatedReference reference(problem);
+    problem.poison_closed_branches();
+    print_name(c, block, head_dim, true, deterministic);
+    const char* why = "";
+    if (gated_backward_kernel(problem.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    return check(
+        problem.full, reference.sum, deterministic,
+        [&] {
+            problem.dgate.fill(0xff);
+            return gated_backward(problem.params);
+        },
+        [&] { return problem.dgate.host(); }, [&] { return reference.compare(problem.dgate.host()); });
 }
 
 /// What no kernel serves must be said, not computed.
@@ -138,9 +190,12 @@ int main(int argc, char** argv) {
         for (const int head_dim : {128, 64}) {
             for (const int block : {128, 64}) {
                 for (const bool deterministic : {true, false}) {
-                    failed +=
-                        run(c, block, head_dim, deterministic, 17u + static_cast<std::uint32_t>(done) / 2) ? 0 : 1;
-                    ++done;
+                    for (const bool gated : {false, true}) {
+                        if (argc > 2 && gated != (std::strcmp(argv[2], "gated") == 0)) continue;
+                        const std::uint32_t seed = 17u + static_cast<std::uint32_t>(done) / 4;
+                        failed += (gated ? run_gated : run)(c, block, head_dim, deterministic, seed) ? 0 : 1;
+                        ++done;
+                    }
                 }
             }
         }

@@ -61,15 +61,15 @@ static __global__ void reference_delta(BackwardParams p, const double* out, doub
     absolute[token * p.query_heads + head] = size;
 }
 
-/// P, dS and the scale of dS's error of one (query, key) pair.
+/// P, dS and the scale of dS's error of one (query, key) pair, times the head's weight.
 struct Pair {
     double probability, dscore, error;
 };
 struct PairPlace {  // tokens in the packed batch, numbers in the sequence
     int sequence, i, j, head;
 };
-inline __device__ Pair reference_pair(const BackwardParams& p, const PairPlace& at, const double* lse,
-                                      const double* delta, const double* absolute) {
+inline __device__ Pair reference_pair(const BackwardParams& p, const float* weights, const PairPlace& at,
+                                      const double* lse, const double* delta, const double* absolute) {
     const int query_token = p.batch.query_offsets[at.sequence] + at.i;
     const int key_token = p.batch.key_offsets[at.sequence] + at.j;
     const int queries = p.batch.query_offsets[at.sequence + 1] - p.batch.query_offsets[at.sequence];
@@ -95,13 +95,13 @@ inline __device__ Pair reference_pair(const BackwardParams& p, const PairPlace& 
         dprobability += static_cast<double>(__bfloat162float(o[c])) * __bfloat162float(v[c]);
     }
     const std::int64_t row = static_cast<std::int64_t>(query_token) * p.query_heads + at.head;
-    const double probability = exp(score * p.scale - lse[row]);
+    const double probability = weights[at.head] * exp(score * p.scale - lse[row]);
     const double dscore = probability * (dprobability - delta[row]);
     return {probability, dscore, 2 * fabs(dscore) + probability * absolute[row]};
 }
 
 /// dQ of query blockIdx.x and head blockIdx.y. Shared memory: 2 n_k doubles.
-static __global__ void reference_dquery(BackwardParams p, const double* lse, const double* delta,
+static __global__ void reference_dquery(BackwardParams p, const float* weights, const double* lse, const double* delta,
                                         const double* absolute, double* dq, double* bound) {
     extern __shared__ double terms[];
     const int token = blockIdx.x, head = blockIdx.y, key_head = head / (p.query_heads / p.key_heads);
@@ -110,7 +110,7 @@ static __global__ void reference_dquery(BackwardParams p, const double* lse, con
     const int i = token - p.batch.query_offsets[sequence];
     const int key_token = p.batch.key_offsets[sequence], keys = p.batch.key_offsets[sequence + 1] - key_token;
     for (int j = threadIdx.x; j < keys; j += blockDim.x) {
-        const Pair pair = reference_pair(p, {sequence, i, j, head}, lse, delta, absolute);
+        const Pair pair = reference_pair(p, weights, {sequence, i, j, head}, lse, delta, absolute);
         terms[2 * j] = pair.dscore;
         terms[2 * j + 1] = pair.error;
     }
@@ -130,8 +130,9 @@ static __global__ void reference_dquery(BackwardParams p, const double* lse, con
 }
 
 /// dK and dV of key blockIdx.x and key head blockIdx.y. Shared memory: 3 n_q doubles.
-static __global__ void reference_dkeys(BackwardParams p, const double* lse, const double* delta, const double* absolute,
-                                       double* dk, double* dk_bound, double* dv, double* dv_bound) {
+static __global__ void reference_dkeys(BackwardParams p, const float* weights, const double* lse, const double* delta,
+                                       const double* absolute, double* dk, double* dk_bound, double* dv,
+                                       double* dv_bound) {
     extern __shared__ double terms[];
     const int token = blockIdx.x, key_head = blockIdx.y, group = p.query_heads / p.key_heads;
     int sequence = 0;
@@ -144,7 +145,7 @@ static __global__ void reference_dkeys(BackwardParams p, const double* lse, cons
     for (int head = key_head * group; head < (key_head + 1) * group; ++head) {
         __syncthreads();
         for (int i = threadIdx.x; i < queries; i += blockDim.x) {
-            const Pair pair = reference_pair(p, {sequence, i, j, head}, lse, delta, absolute);
+            const Pair pair = reference_pair(p, weights, {sequence, i, j, head}, lse, delta, absolute);
             terms[3 * i] = pair.probability;
             terms[3 * i + 1] = pair.dscore;
             terms[3 * i + 2] = pair.error;
@@ -254,15 +255,20 @@ inline GradientError compare_gradient(const char* name, const std::vector<__nv_b
     return result;
 }
 
-/// The reference of a whole problem. Writes the forward's results, rounded, where the problem keeps them.
+/// The reference of a whole problem, with each head's probabilities times a weight (default 1). Writes the forward's
+/// results, rounded, where the problem keeps them.
 struct BackwardReference {
     std::vector<double> dq, dq_scale, dk, dk_scale, dv, dv_scale;
+    std::vector<double> delta, delta_scale;  // [T_q, Hq]
 
-    explicit BackwardReference(const BackwardProblem& problem) {
+    explicit BackwardReference(const BackwardProblem& problem, std::vector<float> weight_values = {}) {
         const HostProblem& p = problem.host;
+        weight_values.resize(static_cast<std::size_t>(p.query_heads), 1.0f);
+        const Buffer<float> weights(weight_values);
         const std::size_t rows = static_cast<std::size_t>(p.queries()) * p.query_heads;
         const std::size_t key_rows = static_cast<std::size_t>(p.keys()) * p.key_heads;
-        Buffer<double> out(rows * p.head_dim), magnitude(rows * p.head_dim), lse(rows), delta(rows), absolute(rows);
+        Buffer<double> out(rows * p.head_dim), magnitude(rows * p.head_dim), lse(rows), delta_rows(rows),
+            absolute(rows);
         int longest = 1;
         for (std::size_t s = 0; s + 1 < p.key_offsets.size(); ++s) {
             longest = std::max(
@@ -285,18 +291,20 @@ struct BackwardReference {
                                                     magnitude.data(), lse.data());
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
             store_forward(problem, out.host(), lse.host());
-            reference_delta<<<grid, 32>>>(problem.params, out.data(), delta.data(), absolute.data());
-            reference_dquery<<<grid, 256, bytes>>>(problem.params, lse.data(), delta.data(), absolute.data(), a.data(),
-                                                   b.data());
+            reference_delta<<<grid, 32>>>(problem.params, out.data(), delta_rows.data(), absolute.data());
+            reference_dquery<<<grid, 256, bytes>>>(problem.params, weights.data(), lse.data(), delta_rows.data(),
+                                                   absolute.data(), a.data(), b.data());
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
         }
         if (p.keys() > 0) {
             reference_dkeys<<<dim3(static_cast<unsigned>(p.keys()), p.key_heads), 256, bytes>>>(
-                problem.params, lse.data(), delta.data(), absolute.data(), c.data(), d.data(), e.data(), f.data());
+                problem.params, weights.data(), lse.data(), delta_rows.data(), absolute.data(), c.data(), d.data(),
+                e.data(), f.data());
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
         }
         SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
         dq = a.host(), dq_scale = b.host(), dk = c.host(), dk_scale = d.host(), dv = e.host(), dv_scale = f.host();
+        delta = delta_rows.host(), delta_scale = absolute.host();
     }
 
   private:
