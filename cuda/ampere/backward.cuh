@@ -36,7 +36,7 @@ template <class Shape>
 __device__ __forceinline__ void multiply_own(float (&scores)[Shape::step / 2], std::uint32_t own, std::uint32_t step,
                                              int first, int lane) {
     const auto address = left_address<Shape::head_dim>(own, first, lane);
-    multiply_rows<Shape::head_dim, Shape::step>(
+    multiply_rows<Shape::head_dim, Shape::step, (Shape::head_dim > 96 ? 4 : Shape::head_dim / 16)>(
         scores, [&](std::uint32_t(&a)[4], int k) { load_matrices(a, address.at(k)); }, step, lane);
 }
 
@@ -152,8 +152,7 @@ __device__ __forceinline__ void load_queries(const BackwardArgs& args, const Que
     load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.dout, tile.head, token);
     if (threadIdx.x < Shape::step) {
         const std::int64_t from = token(static_cast<int>(threadIdx.x));
-        const float2* rows =
-            args.branch[tile.branch].rows + static_cast<std::int64_t>(tile.head) * args.batch.queries;
+        const float2* rows = args.branch[tile.branch].rows + static_cast<std::int64_t>(tile.head) * args.batch.queries;
         copy_8(stage + Shape::rows_at + threadIdx.x * static_cast<unsigned>(sizeof(float2)), rows + max(from, 0l),
                from >= 0);
     }
@@ -162,9 +161,7 @@ __device__ __forceinline__ void load_queries(const BackwardArgs& args, const Que
 /// Hides pairs of the transposed scores: rows are keys `key` and `key` + 8, columns the queries of the tile.
 template <int N>
 __device__ __forceinline__ void mask_transposed(float (&s)[N / 2], const TokenRule& rule, const QueryTile& tile,
-                                                int key, int own_row, int lane) {
-    const unsigned bits = !tile.singles ? ~0u : own_row < 32 ? tile.low : tile.high;
-    const bool listed[2] = {(bits >> own_row % 32 & 1) != 0, (bits >> (own_row + 8) % 32 & 1) != 0};
+                                                int key, int lane) {
 #pragma unroll
     for (int i = 0; i < N / 4; ++i) {
         const int query = tile.begin + 8 * (i / 2) + 2 * (lane % 4) + i % 2;
@@ -173,7 +170,7 @@ __device__ __forceinline__ void mask_transposed(float (&s)[N / 2], const TokenRu
         for (int half = 0; half < 2; ++half) {
             const int j = key + 8 * half;
             float& score = s[4 * (i / 2) + 2 * half + i % 2];
-            if (!(listed[half] && j < end && (j < rule.window.sink || j >= begin))) score = -INFINITY;
+            if (!((tile.keys >> half & 1) != 0 && j < end && (j < rule.window.sink || j >= begin))) score = -INFINITY;
         }
     }
 }
@@ -191,8 +188,8 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
     const int tiles = layout.block / Shape::own, block = static_cast<int>(blockIdx.x) / tiles;
     const int sequence = layout.key_block_sequence[block], key_head = blockIdx.y;
     const SequenceSpan span(args.batch, sequence);
-    const int first = (block - layout.key_block_begin[sequence]) * layout.block +
-                      static_cast<int>(blockIdx.x) % tiles * Shape::own;
+    const int first =
+        (block - layout.key_block_begin[sequence]) * layout.block + static_cast<int>(blockIdx.x) % tiles * Shape::own;
     const int valid = min(Shape::own, span.keys - first);
     if (valid <= 0) return;
     const std::int64_t token = span.key_begin + first;
@@ -220,11 +217,11 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
         float s[N / 2], dp[N / 2];
         std::uint32_t packed[N / 4];
         multiply_own<Shape>(s, keys, queries, own_first, lane);
-        const TokenRule rule{span.queries, span.keys, args.branch[tile.branch].layout.causal, tile.window};
-        if (tile.singles ||
+        const Layout& lists = args.branch[tile.branch].layout;
+        const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[tile.head]};
+        if (tile.keys != QueryTile::all_keys ||
             !rule.all_visible(tile.begin, min(tile.begin + N, span.queries), first, first + valid)) {
-            const int own_row = own_first + lane / 4;
-            mask_transposed<N>(s, rule, tile, first + own_row, own_row, lane);
+            mask_transposed<N>(s, rule, tile, first + own_first + lane / 4, lane);
         }
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {

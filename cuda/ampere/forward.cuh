@@ -87,9 +87,8 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
 
     const unsigned open = args.gate != nullptr && args.gate[head] == args.closed ? 0 : 1;
     KeyWalk<N> walk(&args.branch, open, span, head, row, first, first + valid);
-    load_tile<D, Shape::queries, Shape::threads>(shared + Shape::query_at, args.query, head, [&](int r) {
-        return r < valid ? token + r : std::int64_t{-1};
-    });
+    load_tile<D, Shape::queries, Shape::threads>(shared + Shape::query_at, args.query, head,
+                                                 [&](int r) { return r < valid ? token + r : std::int64_t{-1}; });
     copy_commit();
     KeyTile next = walk.next();
     if (next.count > 0) load_keys<Shape>(args, next, shared, span.key_begin, key_head);
@@ -129,7 +128,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
                 load_matrices(a, query.at(k));
             }
         };
-        multiply_rows<D, N>(s, left, keys, lane);
+        multiply_rows<D, N, Shape::held ? D / 16 : 4>(s, left, keys, lane);
         if (tile.singles != nullptr || !rule.all_visible(first, first + valid, tile.begin, tile.begin + N)) {
             mask_scores<N>(s, rule, thread_row, lane, [&](int column) { return tile.key(column); });
         }
@@ -145,18 +144,12 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
 template <int HeadDim, int Warps>
 cudaError_t launch_forward(const ForwardParams& params) {
     using Shape = ForwardShape<HeadDim, Warps>;
-    const ForwardArgs args{params.batch,
-                           {params.layout, {}, nullptr},
-                           params.query,
-                           params.key,
-                           params.value,
-                           params.out,
-                           params.lse,
-                           params.gate,
-                           params.closed,
-                           params.query_heads / params.key_heads,
-                           params.scale,
-                           params.scale * 1.4426950408889634f};
+    const ForwardArgs args{params.batch,  {params.layout, {}, nullptr},
+                           params.query,  params.key,
+                           params.value,  params.out,
+                           params.lse,    params.gate,
+                           params.closed, params.query_heads / params.key_heads,
+                           params.scale,  params.scale * 1.4426950408889634f};
     const cudaError_t error =
         cudaFuncSetAttribute(forward_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::bytes);
     if (error != cudaSuccess) return error;

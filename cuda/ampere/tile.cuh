@@ -38,13 +38,13 @@ __device__ __forceinline__ FragmentAddress<D> left_address(std::uint32_t tile, i
 }
 
 /// scores[N / 8][4] = (16 rows) (N rows of the tile `right`)^T, summed over D channels. `left(k)` gives fragment a of
-/// columns 16 k.
-template <int D, int N, class Left>
+/// columns 16 k; `Unroll` of them are in flight.
+template <int D, int N, int Unroll, class Left>
 __device__ __forceinline__ void multiply_rows(float (&scores)[N / 2], const Left& left, std::uint32_t right, int lane) {
     const FragmentAddress<D> address(right, lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) scores[i] = 0;
-#pragma unroll(D > 128 ? 4 : D / 16)
+#pragma unroll Unroll
     for (int k = 0; k < D / 16; ++k) {
         std::uint32_t a[4];
         left(a, k);

@@ -120,12 +120,11 @@ class KeyWalk {
 
 /// Some queries for a tile of keys.
 struct QueryTile {
+    static constexpr unsigned all_keys = 7;
     int begin;  // first query in its sequence; -1: the walk is over
     int head;   // query head
     int branch;
-    bool singles;        // only keys with their bit set are seen
-    unsigned low, high;  // bits of keys 0..31 and 32..63
-    Window window;
+    unsigned keys;  // all_keys, or single ones: bit 0 of the thread's first key, bit 1 of its second, 8 further on
 };
 
 /// Walks the queries of a tile of 64 keys and one key head: for each open branch and head of the group the rows that
@@ -153,7 +152,7 @@ class QueryWalk {
                 const int begin = begin_;
                 begin_ += Queries;
                 if (!rule_.none_visible(begin, min(begin + Queries, end_), key_begin_, key_end_)) {
-                    return {begin, head_, branch_, by_singles_, low_, high_, rule_.window};
+                    return {begin, head_, branch_, keys_};
                 }
                 continue;
             }
@@ -164,7 +163,7 @@ class QueryWalk {
                 end_ = min(begin_ + size, rule_.queries);
                 continue;
             }
-            if (!open_next()) return {-1, 0, 0, false, 0, 0, {}};
+            if (!open_next()) return {-1, 0, 0, 0};
         }
     }
 
@@ -177,9 +176,10 @@ class QueryWalk {
         const int a = lists_[0].peek(none), b = lists_[1].peek(none);
         row = __reduce_min_sync(all_lanes, min(a, b));
         if (row == none) return false;
-        by_singles_ = true;
-        low_ = __ballot_sync(all_lanes, a == row);
-        high_ = __ballot_sync(all_lanes, b == row);
+        const unsigned low = __ballot_sync(all_lanes, a == row), high = __ballot_sync(all_lanes, b == row);
+        const int own = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+        const unsigned bits = (own < 32 ? low : high) >> own % 32;
+        keys_ = (bits & 1) | (bits >> 7 & 2);
         int taken;
         if (a == row) lists_[0].take(taken);
         if (b == row) lists_[1].take(taken);
@@ -200,7 +200,7 @@ class QueryWalk {
         const std::int64_t list = layout.head_list[head_], entry = list * layout.key_blocks + block_;
         rule_.causal = layout.causal;
         rule_.window = layout.windows[head_];
-        by_singles_ = false;
+        keys_ = QueryTile::all_keys;
         rows_ = List(transposed.rows, transposed.offsets[entry], transposed.offsets[entry + 1]);
         if (transposed.key_offsets != nullptr) {
             const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -221,8 +221,7 @@ class QueryWalk {
     int begin_ = 0, end_ = 0;  // what is left of the row
     TokenRule rule_{};
     List rows_, lists_[2];
-    bool by_singles_ = false;
-    unsigned low_ = 0, high_ = 0;
+    unsigned keys_ = 0;
 };
 
 }  // namespace sparseattn::cuda::ampere

@@ -132,12 +132,13 @@ bool check(BackwardProblem& problem, const BackwardReference& reference, const L
         same = same && std::memcmp(first_other.data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
     }
     const int d = p.head_dim;
-    const GradientError errors[3] = {compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(),
-                                                      p.query_heads, d, reference.dq, reference.dq_scale, lost.query_begin, lost.query_end),
-                                     compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads,
-                                                      d, reference.dk, reference.dk_scale, lost.key_begin, lost.key_end),
-                                     compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads,
-                                                      d, reference.dv, reference.dv_scale, lost.key_begin, lost.key_end)};
+    const GradientError errors[3] = {
+        compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(), p.query_heads, d, reference.dq,
+                         reference.dq_scale, lost.query_begin, lost.query_end),
+        compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads, d, reference.dk,
+                         reference.dk_scale, lost.key_begin, lost.key_end),
+        compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads, d, reference.dv,
+                         reference.dv_scale, lost.key_begin, lost.key_end)};
     std::string text = other_error();
     bool ok = same && text.empty();
     for (const GradientError& error : errors) {

@@ -85,7 +85,8 @@ HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
 
 /// The one case that the Hopper kernels refuse, and must refuse.
 bool served(const Case& c, int block, int head_dim) {
-    return kernel != Kernel::hopper || head_dim != 256 || block != 64 || (c.shared && c.query_heads / c.key_heads % 2 == 0);
+    return kernel != Kernel::hopper || head_dim != 256 || block != 64 ||
+           (c.shared && c.query_heads / c.key_heads % 2 == 0);
 }
 
 /// True when everything that belongs to no result still holds its poison.
@@ -140,8 +141,8 @@ bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
     }
     std::vector<std::int32_t> tokens;
     for (int token = 0; token<p.queries(); token += p.queries()> 3000 ? 7 : 1) {
-        const bool lost = c.spoiled >= 0 && token >= p.query_offsets[c.spoiled] &&
-                          token < p.query_offsets[c.spoiled + 1];
+        const bool lost =
+            c.spoiled >= 0 && token >= p.query_offsets[c.spoiled] && token < p.query_offsets[c.spoiled + 1];
         if (!lost) tokens.push_back(token);
     }
     const Comparison result = compare(p, device, tokens);
