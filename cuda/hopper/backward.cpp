@@ -27,7 +27,8 @@ bool sums_dq(const GatedBackwardParams& params) {
 
 /// The parts of the workspace, as offsets in bytes.
 struct Parts {
-    std::size_t counters, key_pieces, query_pieces, merges, row_values, gate_sums, partials, dq_sums;
+    std::size_t counters, key_pieces, query_pieces, spare_key_pieces, spare_query_pieces, merges, row_values, gate_sums,
+        partials, dq_sums;
     std::size_t end = 0;
 
     Parts(const GatedBackwardParams& params, int processors) {
@@ -43,6 +44,8 @@ struct Parts {
         counters = part(5, sizeof(int));
         key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
+        spare_key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        spare_query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
         merges = part(Plan::most_merges(processors), sizeof(Merge));
         row_values = part((params.gate != nullptr ? 2 : 1) * tiles * 2 * query_tile, sizeof(float));
         gate_sums = part(params.gate != nullptr ? tiles : 0, sizeof(float));
@@ -128,6 +131,8 @@ Status backward(const GatedBackwardParams& params) {
     args.plan.count = args.plan.next + 2;
     args.plan.key_pieces = reinterpret_cast<Piece*>(workspace + parts.key_pieces);
     args.plan.query_pieces = sums ? nullptr : reinterpret_cast<Piece*>(workspace + parts.query_pieces);
+    args.plan.spare_key_pieces = reinterpret_cast<Piece*>(workspace + parts.spare_key_pieces);
+    args.plan.spare_query_pieces = reinterpret_cast<Piece*>(workspace + parts.spare_query_pieces);
     args.plan.merges = reinterpret_cast<Merge*>(workspace + parts.merges);
     args.plan.partials = reinterpret_cast<float*>(workspace + parts.partials);
     args.row_values = reinterpret_cast<float*>(workspace + parts.row_values);

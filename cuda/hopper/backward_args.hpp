@@ -28,7 +28,9 @@ struct Plan {
     int* next;   // [2] pieces taken so far by the key pass and the query pass
     int* count;  // [3] pieces of the key pass, of the query pass, merges
     Piece* key_pieces;
-    Piece* query_pieces;  // or null
+    Piece* query_pieces;      // or null
+    Piece* spare_key_pieces;  // as many again, for the sort
+    Piece* spare_query_pieces;
     Merge* merges;
     float* partials;  // [slots][dK, dV][block / 64][64 * d] in fragment order
 

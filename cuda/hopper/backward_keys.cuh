@@ -323,11 +323,20 @@ struct KeyPass {
             pin(score);
             if (shared.notes[ring.stage].masked) mask();
             exponentiate();
+#ifdef SA_HOLD
+            pack(score, packed_score);
+            stay_before(packed_score, 0x80008000u);
+            product_wait<0>();
+            pin(dscore);
+            if constexpr (!First) warp_release(&shared.empty[before], lane());
+            pin(packed_score);
+#else
             product_wait<0>();
             pin(dscore);
             if constexpr (!First) warp_release(&shared.empty[before], lane());
             pack(score, packed_score);
             pin(packed_score);
+#endif
             start_dvalue();
 #ifdef SPARSEATTN_CUDA_CHECKED  // the code that tools insert at loads overwrites what a product is writing
             product_wait<0>();

@@ -151,6 +151,16 @@ __device__ __forceinline__ float unpack_high(std::uint32_t packed) {
     return __uint_as_float(packed & 0xffff0000u);
 }
 
+/// Keeps the arithmetic that leads to these bits before the product_wait that follows (see stay_before). `sign` holds
+/// sign bits that are never set.
+template <int Count>
+__device__ __forceinline__ void stay_before(const std::uint32_t (&bits)[Count], std::uint32_t sign) {
+    std::uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) all |= bits[i];
+    asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p nanosleep.u32 0;\n}\n" ::"r"(all & sign) : "memory");
+}
+
 /// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of
 /// them. `thread` counts in the warpgroup.
 template <int Count>

@@ -226,6 +226,12 @@ struct QueryPass {
             if (shared.notes[keys.stage].masked) mask();
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
+#ifdef SA_HOLD
+            std::uint32_t bits[scores];
+#pragma unroll
+            for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
+            stay_before(bits, 0x80000000u);
+#endif
             product_wait<0>();
             pin(dscore);
             warp_release(&shared.value_empty[values.stage], lane());
