@@ -1,13 +1,11 @@
 #include <cstdint>
 
-#include "cuda/attention.hpp"
+#include "cuda/arguments.hpp"
 #include "cuda/device.hpp"
 #include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
-namespace {
 
-/// The first argument that breaks the door's contract, or null.
 const char* broken_argument(const ForwardParams& p) {
     if (p.query_heads < 1) return "query_heads";
     if (p.key_heads < 1) return "key_heads";
@@ -31,11 +29,8 @@ const char* broken_argument(const ForwardParams& p) {
     if (p.out.data == nullptr) return "out";
     if (p.lse.data == nullptr) return "lse";
     if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
-    if (p.workspace_bytes < forward_workspace(p)) return "workspace_bytes";
     return nullptr;
 }
-
-}  // namespace
 
 Kernel forward_kernel(const ForwardParams& params, const char** why) {
     const char* gap = hopper_device_gap();
@@ -53,6 +48,7 @@ Status forward(const ForwardParams& params) {
     const char* why = "";
     if (forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
     if (params.layout.rows == 0 || params.batch.queries == 0) return {};
+    if (params.workspace_bytes < forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
     return hopper::forward(params);
 }
 

@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 
-#include "cuda/attention.hpp"
+#include "cuda/arguments.hpp"
+#include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
 namespace {
@@ -52,8 +53,7 @@ Kernel gated_forward_kernel(const GatedForwardParams& params, const char** why) 
 }
 
 std::size_t gated_forward_workspace(const GatedForwardParams& params) {
-    const std::size_t full = forward_workspace(branch(params, true)), sparse = forward_workspace(branch(params, false));
-    return full > sparse ? full : sparse;  // one after the other
+    return hopper::branches_workspace(params);
 }
 
 Status gated_forward(const GatedForwardParams& params) {
@@ -61,14 +61,17 @@ Status gated_forward(const GatedForwardParams& params) {
     if (params.sparse.block != params.layout.block || params.sparse.rows != params.layout.rows) {
         return {cudaErrorInvalidValue, "sparse"};
     }
-    if (params.batch.queries > 0 && params.out.data == nullptr) return {cudaErrorInvalidValue, "out"};
+    const bool empty = params.layout.rows == 0 || params.batch.queries == 0;
+    if (!empty && params.out.data == nullptr) return {cudaErrorInvalidValue, "out"};
+    for (const bool full : {true, false}) {
+        if (const char* argument = broken_argument(branch(params, full))) return {cudaErrorInvalidValue, argument};
+    }
     const char* why = "";
     if (gated_forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
-    for (const bool full : {true, false}) {
-        const Status status = forward(branch(params, full));
-        if (!status.ok()) return status;
-    }
-    if (params.batch.queries == 0) return {};
+    if (empty) return {};
+    if (params.workspace_bytes < gated_forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
+    const Status status = hopper::branches_forward(params);
+    if (!status.ok()) return status;
     constexpr int threads = 256;
     const std::int64_t pieces =
         static_cast<std::int64_t>(params.batch.queries) * params.query_heads * params.head_dim / 8;
