@@ -18,6 +18,10 @@ namespace sparseattn::cuda {
 /// Storage type of query, key, value, out and their gradients; arithmetic accumulates in fp32.
 enum class Type { bf16 };
 
+/// Which kernel serves a case: those of compute capability 9.0, those of 8.0 and above. `none`: not covered here, take
+/// the generic kernel.
+enum class Kernel { none, hopper, ampere };
+
 /// Same members, order and meaning as the library's Window (token_rule.hpp): key j is inside for query i (both counted
 /// in their sequence, i' = i + n_k - n_q) iff j < sink, or j > i' - local, or i >= n_q - dense_tail.
 struct Window {
@@ -89,7 +93,8 @@ struct Problem {
     Heads query, key, value;
     Batch batch;
     Layout layout;
-    void* workspace = nullptr;  // at least the bytes that the pass's *_workspace says, 256-byte aligned
+    Kernel kernel = Kernel::none;  // the kernel to take; none: the first that covers the case, Hopper before Ampere
+    void* workspace = nullptr;     // at least the bytes that the pass's *_workspace says, 256-byte aligned
     std::size_t workspace_bytes = 0;
     cudaStream_t stream = nullptr;
 };
@@ -152,9 +157,6 @@ struct Status {
     const char* where = "";
     [[nodiscard]] bool ok() const { return error == cudaSuccess; }
 };
-
-/// Which kernel serves a case. `none`: not covered here, take the generic kernel.
-enum class Kernel { none, hopper };
 
 /// The kernel that the current device would run for this case, looking at capability, type, head dimension, block,
 /// strides and alignment. `why` (when not null) gets a string literal that says what is not covered, or "".

@@ -1,5 +1,6 @@
 #include <cstdint>
 
+#include "cuda/ampere/backward.hpp"
 #include "cuda/attention.hpp"
 #include "cuda/device.hpp"
 #include "cuda/hopper/backward.hpp"
@@ -60,6 +61,20 @@ const char* broken_arrays(const GatedBackwardParams& p, bool gated) {
     return nullptr;
 }
 
+Kernel kernel_of(const GatedBackwardParams& params, const char** why) {
+    return choose_kernel(params.kernel, hopper::backward_gap(params), ampere::backward_gap(params), why);
+}
+std::size_t workspace_of(const GatedBackwardParams& params) {
+    switch (kernel_of(params, nullptr)) {
+        case Kernel::hopper:
+            return hopper::backward_workspace(params);
+        case Kernel::ampere:
+            return ampere::backward_workspace(params);
+        default:
+            return 0;
+    }
+}
+
 /// The first argument that breaks the door's contract, or null.
 const char* broken_argument(const GatedBackwardParams& p) {
     const bool gated = p.gate != nullptr;
@@ -79,26 +94,22 @@ const char* broken_argument(const GatedBackwardParams& p) {
     if (argument == nullptr && gated) argument = broken_lists(p.sparse, p.sparse_transposed, true);
     if (argument == nullptr) argument = broken_arrays(p, gated);
     if (argument != nullptr) return argument;
+    const std::size_t bytes = workspace_of(p);
+    if (bytes == 0) return nullptr;
     if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
-    return p.workspace_bytes < hopper::backward_workspace(p) ? "workspace_bytes" : nullptr;
-}
-
-Kernel kernel_of(const GatedBackwardParams& params, const char** why) {
-    const char* gap = hopper_device_gap();
-    if (*gap == '\0') gap = hopper::backward_gap(params);
-    if (why != nullptr) *why = gap;
-    return *gap == '\0' ? Kernel::hopper : Kernel::none;
+    return p.workspace_bytes < bytes ? "workspace_bytes" : nullptr;
 }
 
 Status run(const GatedBackwardParams& params) {
     if (const char* argument = broken_argument(params)) return {cudaErrorInvalidValue, argument};
     const char* why = "";
-    if (kernel_of(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    const Kernel kernel = kernel_of(params, &why);
+    if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
     if (params.batch.queries == 0 && params.batch.keys == 0) {
         if (params.gate == nullptr) return {};
         return {cudaMemsetAsync(params.dgate, 0, params.query_heads * sizeof(float), params.stream), "dgate"};
     }
-    return hopper::backward(params);
+    return kernel == Kernel::hopper ? hopper::backward(params) : ampere::backward(params);
 }
 
 }  // namespace
@@ -107,7 +118,7 @@ Kernel backward_kernel(const BackwardParams& params, const char** why) {
     return kernel_of(general_form(params), why);
 }
 std::size_t backward_workspace(const BackwardParams& params) {
-    return hopper::backward_workspace(general_form(params));
+    return workspace_of(general_form(params));
 }
 Status backward(const BackwardParams& params) {
     return run(general_form(params));
@@ -117,7 +128,7 @@ Kernel gated_backward_kernel(const GatedBackwardParams& params, const char** why
     return kernel_of(params, why);
 }
 std::size_t gated_backward_workspace(const GatedBackwardParams& params) {
-    return hopper::backward_workspace(params);
+    return workspace_of(params);
 }
 Status gated_backward(const GatedBackwardParams& params) {
     if (params.gate == nullptr) return {cudaErrorInvalidValue, "gate"};

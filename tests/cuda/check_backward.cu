@@ -1,6 +1,6 @@
 /// \file
 /// Checks the CUDA backward kernels against the fp64 reference, without and with gates, both with and without
-/// `deterministic`. Arguments: none, or a word that case names must contain and then, if any, "plain" or "gated". Exit
+/// `deterministic`. Arguments: [--kernel hopper | ampere] [a word that case names must contain [plain | gated]]. Exit
 /// code 0: all passed; 1: a case failed; 77: no device that the kernels serve.
 
 #include "tests/cuda/problem_gated.cuh"
@@ -20,7 +20,11 @@ struct Case {
     double empty_rows = 0;
     bool windows = false;
     bool fused = false;
+    double single_density = 0;
+    int spoiled = -1;  // this sequence is NaN
 };
+
+Kernel kernel = Kernel::none;  // the one being checked
 
 const Window whole{0, Window::everything, 0};
 
@@ -42,12 +46,19 @@ std::vector<Case> cases() {
         {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0.4},
         {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, true},
         {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, true},
+        {"single keys", {1100}, {1100}, 4, 2, true, 0.15, false, 0, false, false, 0.1},
+        {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0, false, false, 0.2},
+        {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.1, true, false, 0.05},
+        {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0, false, false, 0.3},
+        {"beside NaN", {100, 90, 300, 77}, {130, 190, 100, 333}, 4, 2, true, 0.7, false, 0, false, false, 0, 1},
+        {"beside NaN, single keys", {100, 90, 300}, {130, 190, 330}, 4, 2, true, 0.5, false, 0, false, false, 0.1, 1},
         {"many items", {1500, 1300}, {1500, 1300}, 32, 16, true, 0.3, false},
     };
 }
 
 HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
     HostProblem p;
+    p.kernel = kernel;
     p.head_dim = head_dim;
     p.block = block;
     p.query_heads = c.query_heads;
@@ -61,20 +72,41 @@ HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
         if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
         p.windows.push_back(window);
     }
-    make_lists(p, c.density, true, 0, c.empty_rows, seed);
+    make_lists(p, c.density, true, c.single_density, c.empty_rows, seed);
     return p;
 }
 
+/// What the kernel being checked covers; of the rest see refuses_single_keys().
+bool served(const Case& c, int head_dim, bool deterministic) {
+    if (kernel == Kernel::ampere) return deterministic;  // it knows no other way
+    return c.single_density == 0 && (head_dim == 64 || head_dim == 128);
+}
+
+/// Makes the tokens of a sequence NaN in all that the pass reads of them; returns them.
+struct Lost {
+    std::size_t query_begin = 0, query_end = 0, key_begin = 0, key_end = 0;
+};
+Lost spoil_case(const Case& c, const BackwardProblem& problem) {
+    if (c.spoiled < 0) return {};
+    const HostProblem& p = problem.host;
+    for (const Heads& array : {problem.params.query, problem.params.dout}) spoil(array, p.query_offsets, c.spoiled);
+    for (const Heads& array : {problem.params.key, problem.params.value}) spoil(array, p.key_offsets, c.spoiled);
+    const auto at = [&](const std::vector<std::int32_t>& offsets, int next) {
+        return static_cast<std::size_t>(offsets[c.spoiled + next]);
+    };
+    return {at(p.query_offsets, 0), at(p.query_offsets, 1), at(p.key_offsets, 0), at(p.key_offsets, 1)};
+}
+
 void print_name(const Case& c, int block, int head_dim, bool gated, bool deterministic) {
-    std::printf("%-24s block %3d d %3d %s %s  ", c.name, block, head_dim, gated ? "gated" : "     ",
+    std::printf("%s %-24s block %3d d %3d %s %s  ", name(kernel), c.name, block, head_dim, gated ? "gated" : "     ",
                 deterministic ? "fixed order" : "any order  ");
 }
 
 /// Calls `backward` twice on poisoned outputs: what it writes must be the same bits (dq only when deterministic) and
 /// near the reference. `other` holds more outputs, as bits, and `other_error` what is wrong with them.
 template <class Call, class Other, class OtherError>
-bool check(BackwardProblem& problem, const BackwardReference& reference, bool deterministic, Call&& call, Other&& other,
-           OtherError&& other_error) {
+bool check(BackwardProblem& problem, const BackwardReference& reference, const Lost& lost, bool deterministic,
+           Call&& call, Other&& other, OtherError&& other_error) {
     const HostProblem& p = problem.host;
     std::vector<__nv_bfloat16> first[3];
     std::vector<float> first_other;
@@ -100,12 +132,13 @@ bool check(BackwardProblem& problem, const BackwardReference& reference, bool de
         same = same && std::memcmp(first_other.data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
     }
     const int d = p.head_dim;
-    const GradientError errors[3] = {compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(),
-                                                      p.query_heads, d, reference.dq, reference.dq_scale),
-                                     compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads,
-                                                      d, reference.dk, reference.dk_scale),
-                                     compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads,
-                                                      d, reference.dv, reference.dv_scale)};
+    const GradientError errors[3] = {
+        compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(), p.query_heads, d, reference.dq,
+                         reference.dq_scale, lost.query_begin, lost.query_end),
+        compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads, d, reference.dk,
+                         reference.dk_scale, lost.key_begin, lost.key_end),
+        compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads, d, reference.dv,
+                         reference.dv_scale, lost.key_begin, lost.key_end)};
     std::string text = other_error();
     bool ok = same && text.empty();
     for (const GradientError& error : errors) {
@@ -122,6 +155,7 @@ bool check(BackwardProblem& problem, const BackwardReference& reference, bool de
 bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
     const HostProblem p = build(c, block, head_dim, seed);
     BackwardProblem problem(p, c.fused, 10, seed, deterministic);
+    const Lost lost = spoil_case(c, problem);
     const BackwardReference reference(problem);
     print_name(c, block, head_dim, false, deterministic);
     const char* why = "";
@@ -130,7 +164,7 @@ bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32
         return false;
     }
     return check(
-        problem, reference, deterministic, [&] { return backward(problem.params); },
+        problem, reference, lost, deterministic, [&] { return backward(problem.params); },
         [] { return std::vector<float>(); }, [] { return std::string(); });
 }
 
@@ -146,8 +180,10 @@ bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::
         if (head % 2 == 0) sparse.windows[head] = {37, 150, 0};
         gates.push_back(values[(head + seed) % 5]);
     }
-    make_lists(sparse, 0.5 * c.density, true, 0, c.empty_rows, seed + 100);
+    make_lists(sparse, 0.5 * c.density, true, c.single_density, c.empty_rows, seed + 100);
     GatedProblem problem(p, sparse, gates, c.fused, 10, seed, deterministic);
+    const Lost lost = spoil_case(c, problem.full);
+    spoil_case(c, problem.sparse);
     const GatedReference reference(problem);
     problem.poison_closed_branches();
     print_name(c, block, head_dim, true, deterministic);
@@ -157,16 +193,18 @@ bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::
         return false;
     }
     return check(
-        problem.full, reference.sum, deterministic,
+        problem.full, reference.sum, lost, deterministic,
         [&] {
             problem.dgate.fill(0xff);
             return gated_backward(problem.params);
         },
-        [&] { return problem.dgate.host(); }, [&] { return reference.compare(problem.dgate.host()); });
+        [&] { return problem.dgate.host(); },
+        [&] { return c.spoiled >= 0 ? std::string() : reference.compare(problem.dgate.host()); });
 }
 
-/// What no kernel serves must be said, not computed.
+/// What the Hopper kernels do not serve must be said, not computed.
 bool refuses_single_keys() {
+    kernel = Kernel::hopper;
     HostProblem p = build({"", {300}, {300}, 2, 1, true, 1, true}, 128, 64, 1);
     make_lists(p, 0.3, true, 0.1, 0, 3);
     const BackwardProblem problem(p, false, 0, 1, true);
@@ -180,22 +218,22 @@ bool refuses_single_keys() {
 }  // namespace
 
 int main(int argc, char** argv) {
-    int devices = 0, major = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;
-    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    if (major != 9) return 77;
+    const std::vector<Kernel> kernels = kernels_to_check(argc, argv);
+    if (kernels.empty()) return 77;
     int failed = refuses_single_keys() ? 0 : 1, done = 1;
-    for (const Case& c : cases()) {
-        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
-        for (const int head_dim : {128, 64}) {
-            for (const int block : {128, 64}) {
-                for (const bool deterministic : {true, false}) {
-                    for (const bool gated : {false, true}) {
-                        if (argc > 2 && gated != (std::strcmp(argv[2], "gated") == 0)) continue;
-                        const std::uint32_t seed = 17u + static_cast<std::uint32_t>(done) / 4;
-                        failed += (gated ? run_gated : run)(c, block, head_dim, deterministic, seed) ? 0 : 1;
-                        ++done;
-                    }
+    for (const Kernel each : kernels) {
+        kernel = each;
+        for (const Case& c : cases()) {
+            if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
+            for (const int head_dim : {128, 64, 32, 96, 256}) {
+                for (const int variant : {0, 1, 2, 3, 4, 5, 6, 7}) {
+                    const int block = variant / 4 == 0 ? 128 : 64;
+                    const bool deterministic = variant / 2 % 2 == 0, gated = variant % 2 == 1;
+                    if (!served(c, head_dim, deterministic)) continue;
+                    if (argc > 2 && gated != (std::strcmp(argv[2], "gated") == 0)) continue;
+                    const std::uint32_t seed = 17u + static_cast<std::uint32_t>(done) / 4;
+                    failed += (gated ? run_gated : run)(c, block, head_dim, deterministic, seed) ? 0 : 1;
+                    ++done;
                 }
             }
         }
