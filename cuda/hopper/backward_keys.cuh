@@ -28,6 +28,9 @@ struct KeyPass {
     static constexpr int tile_step = split_keys ? 1 : 2;
     // dQ: channels of one product; warpgroups that share tiles take a part each.
     static constexpr int part_channels = split_keys ? D / 2 : 64;
+    // Exponentials are kept before the wait for dP^T. Where it was measured to help: warpgroups that work on the same
+    // tile, and enough work in its products.
+    static constexpr bool hold = split_keys && (D == 128 || !WithQueries);
     static_assert(!WithQueries || split_keys || D == 64, "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
@@ -43,7 +46,7 @@ struct KeyPass {
         alignas(16) float values[stages][2 * query_tile];
         TileNote notes[stages];
         ItemNote item;
-        Barrier keys_full, keys_empty;
+        Barrier keys_full, keys_empty, ragged;
         Barrier full[stages], empty[stages];
     };
 
@@ -54,23 +57,33 @@ struct KeyPass {
         const KeyPassMaps& maps;
         Shared& shared;
         int lane;
+        RaggedLoader ragged;
         Ring<stages> ring;
 
-        /// Sends one tile, whose values are number `record`, or an item's end mark (note.begin < 0).
-        __device__ __forceinline__ void send(const TileNote& note, int token, int record) {
+        /// Sends one tile of which `valid` queries are of its sequence, with values number `record`, or an item's end
+        /// mark (note.begin < 0).
+        __device__ __forceinline__ void send(const TileNote& note, int token, int valid, int record) {
+            constexpr int value_bytes = 2 * query_tile * 4;
+            unsigned char *query = shared.query[ring.stage], *dout = shared.dout[ring.stage];
+            Barrier* full = &shared.full[ring.stage];
             barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
+            const bool whole = valid >= query_tile;
+            if (!whole) {
+                ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
+                ragged.template load<query_tile, D>(dout, &maps.dout, token, note.head, valid);
+            }
             if (elect_one()) {
-                Barrier* full = &shared.full[ring.stage];
                 shared.notes[ring.stage] = note;
                 if (note.begin < 0) {
                     barrier_arrive(full);
                 } else {
-                    barrier_expect(full, 2 * query_bytes + 2 * query_tile * 4);
-                    load_tile<query_tile, D>(shared.query[ring.stage], &maps.query, full, token, note.head);
-                    load_tile<query_tile, D>(shared.dout[ring.stage], &maps.dout, full, token, note.head);
+                    barrier_expect(full, (whole ? 2 * query_bytes : 0) + value_bytes);
+                    if (whole) {
+                        load_tile<query_tile, D>(query, &maps.query, full, token, note.head);
+                        load_tile<query_tile, D>(dout, &maps.dout, full, token, note.head);
+                    }
                     bulk_load(shared.values[ring.stage],
-                              args.row_values + static_cast<std::int64_t>(record) * 2 * query_tile, 2 * query_tile * 4,
-                              full);
+                              args.row_values + static_cast<std::int64_t>(record) * 2 * query_tile, value_bytes, full);
                 }
             }
             __syncwarp();
@@ -92,7 +105,7 @@ struct KeyPass {
                     if (i0 >= i1 || rule.none_visible(i0, i1, j0, j0 + B)) continue;
                     const int tile = head * args.tiles + (row_begin + row) * (B / query_tile) + part;
                     send({i0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, head, tile}, span.query_begin + i0,
-                         branch * args.query_heads * args.tiles + tile);
+                         span.queries - i0, branch * args.query_heads * args.tiles + tile);
                 }
             }
         }
@@ -105,12 +118,21 @@ struct KeyPass {
             const SequenceSpan span(args.batch, sequence);
             const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
             const int row_begin = args.layout.row_begin[sequence];
+            const int token = span.key_begin + j0, valid = span.keys - j0;
             barrier_wait(&shared.keys_empty, phase ^ 1);
+            if (valid < B) {
+                ragged.template load<B, D>(shared.key, &maps.key, token, key_head, valid);
+                ragged.template load<B, D>(shared.value, &maps.value, token, key_head, valid);
+            }
             if (elect_one()) {
-                shared.item = {key_head, span.key_begin + j0, j0, 0, span.queries, span.keys, piece.slot, 0};
-                barrier_expect(&shared.keys_full, 2 * key_bytes);
-                load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, span.key_begin + j0, key_head);
-                load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, span.key_begin + j0, key_head);
+                shared.item = {key_head, token, j0, 0, span.queries, span.keys, piece.slot, 0};
+                if (valid < B) {
+                    barrier_arrive(&shared.keys_full);
+                } else {
+                    barrier_expect(&shared.keys_full, 2 * key_bytes);
+                    load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, token, key_head);
+                    load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, token, key_head);
+                }
             }
             __syncwarp();
             const int group = args.query_heads / args.key_heads;
@@ -125,7 +147,7 @@ struct KeyPass {
                 }
                 first = max(0, first - list.count);
             }
-            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, 0);
+            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, query_tile, 0);
         }
 
         __device__ __forceinline__ void run() {
@@ -209,7 +231,8 @@ struct KeyPass {
         /// those from `tail` on that are not before low (TokenRule, solved for the query).
         __device__ __forceinline__ void mask() {
             const TileNote note = shared.notes[ring.stage];
-            const Window window = window_of(args, note.masked - 1, note.head);
+            const int branch = note.masked - 1;
+            const Window window = window_of(args, branch, note.head);
             constexpr int far = 1 << 30;
             const int first = note.begin + lane() % 4 * 2;  // the thread's first query
             const int tail = shared.item.queries - window.dense_tail - first;
@@ -218,7 +241,7 @@ struct KeyPass {
                 const int j =
                     shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
                 const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
-                const int low = causal_of(args, note.masked - 1) ? equal : (j < shared.item.keys ? -far : far);
+                const int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
                 const int high =
                     window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
 #pragma unroll
@@ -354,22 +377,17 @@ struct KeyPass {
             start_dscores();
             product_wait<First ? 1 : 2>();
             pin(score);
-            if (shared.notes[ring.stage].masked) mask();
+            if (shared.notes[ring.stage].masked != 0) mask();
             exponentiate();
-#ifdef SA_HOLD
-            pack(score, packed_score);
-            stay_before(packed_score, 0x80008000u);
+            if constexpr (hold) {
+                pack(score, packed_score);
+                stay_before(packed_score, 0x80008000u);
+            }
             product_wait<0>();
             pin(dscore);
             if constexpr (!First) warp_release(&shared.empty[before], lane());
+            if constexpr (!hold) pack(score, packed_score);
             pin(packed_score);
-#else
-            product_wait<0>();
-            pin(dscore);
-            if constexpr (!First) warp_release(&shared.empty[before], lane());
-            pack(score, packed_score);
-            pin(packed_score);
-#endif
             start_dvalue();
 #ifdef SPARSEATTN_CUDA_CHECKED  // the code that tools insert at loads overwrites what a product is writing
             product_wait<0>();
@@ -478,6 +496,7 @@ __global__ void __launch_bounds__(384, 1)
     if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
     if (threadIdx.x == 0) {
         barrier_init(&shared.keys_full, 1);
+        barrier_init(&shared.ragged, 1);
         barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
         for (int group = 0; group < 2; ++group) {
             barrier_init(&shared.dquery_full[group], 128);
@@ -495,7 +514,8 @@ __global__ void __launch_bounds__(384, 1)
         give_registers<24>();
         const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
         if (warp == 0) {
-            typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}};
+            const int lane = static_cast<int>(threadIdx.x);
+            typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
             producer.run();
         } else if (WithQueries && warp < 3) {
             Pass::add_dqueries(args, shared, warp - 1);

@@ -100,6 +100,35 @@ __device__ __forceinline__ void load_tile(unsigned char* shared, const CUtensorM
     }
 }
 
+/// Loads tiles that reach past the end of a sequence, by a whole warp that waits for them: what lies beyond becomes
+/// zeros, because NaN or infinity of the next sequence would reach a sum through a factor of 0.
+struct RaggedLoader {
+    Barrier* barrier;  // of its own
+    int lane;
+    std::uint32_t phase = 0;
+
+    template <int Tokens, int D>
+    __device__ __forceinline__ void load(unsigned char* shared, const CUtensorMap* map, int token, int head,
+                                         int valid) {
+        if (elect_one()) {
+            barrier_expect(barrier, Tokens * D * 2);
+            load_tile<Tokens, D>(shared, map, barrier, token, head);
+        }
+        __syncwarp();
+        barrier_wait(barrier, phase);
+        phase ^= 1;
+#pragma unroll 1
+        for (int panel = 0; panel < D / 64; ++panel) {
+#pragma unroll 1
+            for (int piece = valid * 8 + lane; piece < Tokens * 8; piece += 32) {
+                *reinterpret_cast<uint4*>(shared + panel * Tokens * swizzle_row + piece * 16) = make_uint4(0, 0, 0, 0);
+            }
+        }
+        fence_async_shared();
+        __syncwarp();
+    }
+};
+
 /// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
 /// orders the reads of the others before the arrival of one; builds for them let all arrive.
 #ifdef SPARSEATTN_CUDA_CHECKED

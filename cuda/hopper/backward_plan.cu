@@ -227,7 +227,12 @@ cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& par
     };
     Order keys{args.key_heads, heads_in_cache(1.0 * args.batch.queries * group), 0, job_long};
     Order queries{args.query_heads, heads_in_cache(args.batch.keys) * group, 0, job_long};
-    if (job_all_heads) keys.size = keys.heads, queries.size = queries.heads;
+    if (job_all_heads == 1) keys.size = keys.heads, queries.size = queries.heads;
+    // With few items a multiprocessor, an even end counts for more than the cache: one section.
+    if (job_all_heads == 0 && 1.0 * args.key_heads * args.layout.key_blocks < 6.0 * machine.processors)
+        keys.size = keys.heads;
+    if (job_all_heads == 0 && 1.0 * args.query_heads * args.layout.rows < 6.0 * machine.processors)
+        queries.size = queries.heads;
     plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), params.stream>>>(
         args, machine.processors, keys, queries);
     return cudaGetLastError();
