@@ -3,6 +3,7 @@
 /// What the backward kernels of Hopper share: one plain parameter block, the workspace, the launches.
 
 #include <cuda.h>
+#include <cuda_runtime.h>
 
 #include "cuda/attention.hpp"
 
@@ -56,6 +57,7 @@ struct Branch {
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
+    int head_dim;  // kernels work on 64 or 128 channels; those past head_dim read as zeros and are not written
     int branches;
     int tiles;         // of one head: layout.rows * block / 64
     float scale;       // of query . key
@@ -89,16 +91,38 @@ struct Machine {
     int processors, l2_bytes;
 };
 
+/// Launches a kernel that may start before the one before it in the stream has ended.
+template <class... Parameters, class... Arguments>
+cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
+                         const Arguments&... arguments) {
+    cudaLaunchAttribute overlap{};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+
+// In the order of the launches. The first three overlap: preparing needs nothing of the plan, and the key pass waits
+// for both. The query pass starts on the multiprocessors that the key pass leaves.
+
 /// Fills the plan.
 cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& params, const Machine& machine);
-/// delta, lse to base 2, dq_sums to zero when there are any; dgate.
+/// delta, lse to base 2, dq_sums to zero when there are any; gate_sums.
 cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params);
 /// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.
 cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
-/// dK and dV of the items that were cut.
-cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
 /// dQ by itself, in fixed order.
 cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
+/// dK and dV of the items that were cut.
+cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
+/// dgate from gate_sums.
+cudaError_t launch_gate(const BackwardArgs& args, const GatedBackwardParams& params);
 /// dQ from dq_sums.
 cudaError_t launch_finish(const BackwardArgs& args, const GatedBackwardParams& params);
 

@@ -11,8 +11,7 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
     const auto kernel = key_pass_kernel<D, B, WithQueries>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    kernel<<<processors, 384, bytes, stream>>>(args, maps);
-    return cudaGetLastError();
+    return launch_early(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
 }
 
 template <int D>
@@ -44,7 +43,7 @@ cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams&
     if (error == cudaSuccess) error = make(maps.key, params.key, false);
     if (error == cudaSuccess) error = make(maps.value, params.value, false);
     if (error != cudaSuccess) return error;
-    return params.head_dim == 64 ? launch<64>(args, maps, processors, params.stream)
+    return params.head_dim <= 64 ? launch<64>(args, maps, processors, params.stream)
                                  : launch<128>(args, maps, processors, params.stream);
 }
 

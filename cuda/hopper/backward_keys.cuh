@@ -466,7 +466,8 @@ struct KeyPass {
                 write_fragments<D / 2>(args.plan.partials + at * 64 * D, sums, thread());
             } else {
                 store_rows<D / 2>(matrix == 0 ? args.dk : args.dv, sums, matrix == 0 ? args.scale : 1.0f,
-                                  item.token + part * 64, item.head, 0, item.keys - item.begin - part * 64, thread());
+                                  item.token + part * 64, item.head, 0, args.head_dim,
+                                  item.keys - item.begin - part * 64, thread());
             }
         }
         /// Gives one sum to the other warpgroup and adds what that one gives to the other sum, through the memory of K
@@ -509,6 +510,8 @@ __global__ void __launch_bounds__(384, 1)
         barrier_init_fence();
     }
     __syncthreads();
+    wait_for_previous_kernel();
+    dependents_may_launch();  // the query pass needs nothing of this one
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         give_registers<24>();

@@ -191,16 +191,17 @@ __device__ __forceinline__ void stay_before(const std::uint32_t (&bits)[Count], 
 }
 
 /// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of
-/// them. `thread` counts in the warpgroup.
+/// them and what is below `d` of the columns. `thread` counts in the warpgroup.
 template <int Count>
 __device__ __forceinline__ void store_rows(const Heads& array, const float* values, float scale, std::int64_t token,
-                                           int head, int column, int valid, int thread) {
+                                           int head, int column, int d, int valid, int thread) {
     const int row = thread / 32 * 16 + thread % 32 / 4;
     auto* base = static_cast<__nv_bfloat16*>(array.data) + (token + row) * array.token_stride +
                  head * array.head_stride + column + thread % 4 * 2;
     const std::int64_t below = 8 * array.token_stride;
 #pragma unroll
     for (int i = 0; i < Count; i += 4) {
+        if (column + i * 2 >= d) break;
         if (row < valid) {
             *reinterpret_cast<std::uint32_t*>(base + i * 2) = pack_bf16(values[i] * scale, values[i + 1] * scale);
         }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda/hopper/backward_lists.cuh"
+#include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
 int job_all_heads = 0, job_long = 6;
@@ -192,6 +193,7 @@ __device__ void plan_pieces(const Items& items, const Order& order, Shared& shar
 /// Block 0 plans the key pass, block 1 the query pass.
 __global__ void __launch_bounds__(threads, 1)
     plan_kernel(const BackwardArgs args, int processors, Order key_order, Order query_order) {
+    dependents_may_launch();  // preparing needs nothing of the plan
     extern __shared__ unsigned char raw[];
     Shared& shared = *reinterpret_cast<Shared*>(raw);
     if (threadIdx.x == 0) args.plan.next[blockIdx.x] = 0;

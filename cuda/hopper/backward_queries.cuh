@@ -307,14 +307,16 @@ struct QueryPass {
             const int valid = item.queries - item.begin - first_query();
             if constexpr (split_queries) {
                 barrier_arrive(&shared.queries_empty);
-                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, valid,
-                                  thread());
+                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, args.head_dim,
+                                  valid, thread());
             } else if (group() == 0) {
                 exchange(dquery + D / 4, dquery);
-                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, valid, thread());
+                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, args.head_dim, valid,
+                                  thread());
             } else {
                 exchange(dquery, dquery + D / 4);
-                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, valid, thread());
+                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, args.head_dim,
+                                  valid, thread());
             }
         }
         /// Gives one half of the channels to the other warpgroup and adds what that one gives to the other half,
@@ -360,6 +362,7 @@ __global__ void __launch_bounds__(384, 1)
             const int lane = static_cast<int>(threadIdx.x);
             typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}, {}};
             producer.run();
+            wait_for_previous_kernel();  // so that whatever follows this kernel follows the key pass too
         }
     } else {
         take_registers<240>();
