@@ -169,8 +169,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
     const std::int64_t pitch = std::int64_t{2} * gridDim.z * (64 * D / 4);  // from slot to slot
     const float4* partials = reinterpret_cast<const float4*>(args.plan.partials) + merge.slot * pitch +
                              (static_cast<std::int64_t>(matrix) * gridDim.z + part) * (64 * D / 4) + threadIdx.x;
-#pragma unroll 1
-    for (int f = 0; f < args.head_dim / 8; ++f) {
+    for (int f = 0; f < D / 8 && 8 * f < args.head_dim; ++f) {
         float4 sum = partials[f * 128];
         for (int piece = 1; piece < merge.pieces; ++piece) {
             const float4 other = partials[piece * pitch + f * 128];
