@@ -66,10 +66,6 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     tile.keys = list.keys;
     tile.blocks = list.blocks;
     tile.singles = list.singles;
-    if (args.gate != nullptr) {
-        tile.closed[0] = args.gate[tile.head] == branch.closed;
-        tile.closed[1] = args.gate[tile.head + schedule.heads_per_unit - 1] == branch.closed;
-    }
     tile.begin = place.begin;
     tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
     tile.slot = place.slot;
