@@ -44,16 +44,21 @@ ForwardParams branch(const GatedForwardParams& params, bool full) {
 }  // namespace
 
 Kernel gated_forward_kernel(const GatedForwardParams& params, const char** why) {
-    for (const bool full : {true, false}) {
-        if (forward_kernel(branch(params, full), why) == Kernel::none) return Kernel::none;
-    }
     ForwardParams blended = branch(params, true);
     blended.out = params.out;
-    return forward_kernel(blended, why);
+    Kernel result = Kernel::hopper;
+    for (const ForwardParams& part : {branch(params, true), branch(params, false), blended}) {
+        const Kernel kernel = forward_kernel(part, why);
+        if (kernel == Kernel::none) return Kernel::none;
+        if (kernel != Kernel::hopper) result = kernel;
+    }
+    return result;
 }
 
 std::size_t gated_forward_workspace(const GatedForwardParams& params) {
-    return hopper::branches_workspace(params);
+    if (gated_forward_kernel(params) == Kernel::hopper) return hopper::branches_workspace(params);
+    const std::size_t full = forward_workspace(branch(params, true)), sparse = forward_workspace(branch(params, false));
+    return full > sparse ? full : sparse;  // one after the other
 }
 
 Status gated_forward(const GatedForwardParams& params) {
@@ -67,10 +72,13 @@ Status gated_forward(const GatedForwardParams& params) {
         if (const char* argument = broken_argument(branch(params, full))) return {cudaErrorInvalidValue, argument};
     }
     const char* why = "";
-    if (gated_forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    const Kernel kernel = gated_forward_kernel(params, &why);
+    if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
     if (empty) return {};
     if (params.workspace_bytes < gated_forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
-    const Status status = hopper::branches_forward(params);
+    // The Hopper kernels walk both branches in one launch.
+    Status status = kernel == Kernel::hopper ? hopper::branches_forward(params) : forward(branch(params, true));
+    if (kernel != Kernel::hopper && status.ok()) status = forward(branch(params, false));
     if (!status.ok()) return status;
     constexpr int threads = 256;
     const std::int64_t pieces =
