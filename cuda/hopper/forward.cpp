@@ -244,7 +244,7 @@ Status run(const Call& call) {
     error = launch(args, plan, grid, p.stream);
     if (error != cudaSuccess || !plan.cut) return {error, "forward kernel"};
     const std::int64_t rows = static_cast<std::int64_t>(p.batch.queries) * p.query_heads * call.branches;
-    const int merges = static_cast<int>(std::min<std::int64_t>((rows + 7) / 8, 4 * device.multiprocessors));
+    const int merges = static_cast<int>(std::min<std::int64_t>(rows, 16 * device.multiprocessors));
     return {launch_merge(args, merges, p.stream), "merge kernel"};
 }
 

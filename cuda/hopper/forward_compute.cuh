@@ -202,7 +202,11 @@ struct Consumer {
     static __device__ __forceinline__ TokenRule rule_of(const Tile& tile, const Window& window) {
         return {tile.query_count, tile.key_count, tile.causal, window};
     }
-    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where) {
+    /// Whether the scores of a step need no mask; asked while they are being formed.
+    static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
+        return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
+    }
+    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
         const auto keys_of = [&](int row_half) {
             const Tile& tile = rows.tile;
             const RowPlace place = row_place<Shape>(args, tile, half, first_row() + 8 * row_half);
@@ -212,7 +216,7 @@ struct Consumer {
                 return seen_by(rule_of(tile, window_of(tile)), place.query);
             }
         };
-        own_keys = mask_scores<Shape>(s, rows.common, keys_of, rows.tile, where, lane);
+        own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
         online_softmax(s, state, args.scale_log2, slack, shrink);
     }
     /// Before the values of the step before are multiplied, once they have come.
@@ -241,15 +245,16 @@ struct Consumer {
     /// Takes over the first scores.
     __device__ __forceinline__ void first_step(const Rows64& rows) {
         state = {{-INFINITY, -INFINITY}, {0, 0}};
+        const TileKeys where = keys_of(ring.stage);
+        const bool unmasked = whole(rows, where);
         product_wait<0>();
         pin(s);
-        const TileKeys where = keys_of(ring.stage);
         release(&control.empty[ring.stage]);
         ring.next();
         if (rows.steps == 1) release(rows.query_empty);
 #pragma unroll
         for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pack_probabilities(p, s);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
@@ -272,11 +277,12 @@ struct Consumer {
         product_commit();
         ring.next();
         turns.end();
+        const bool unmasked = whole(rows, where);
         product_wait<1>();
         pin(s);
         release(&control.empty[key_stage]);
         if (n + 1 == rows.steps) release(rows.query_empty);
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
         product_wait<0>();

@@ -136,7 +136,8 @@ struct ListReader {
 /// Which keys step n of a list holds. Called by a whole warp.
 template <class Shape>
 __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int n, int lane) {
-    const int parts = block / 64, runs = tile.blocks * parts;
+    const int halves = block / 128;  // log2 of the runs of 64 in a block
+    const int runs = tile.blocks << halves;
     const int block_steps = (runs + Shape::runs - 1) / Shape::runs;
     if (n >= block_steps) {
         if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
@@ -144,7 +145,7 @@ __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListR
     }
     const auto run = [&](int number) {  // counted from the end of the list
         if (number >= runs) return TileKeys::nowhere;
-        return list.from_end(number / parts, lane) * block + (parts - 1 - number % parts) * 64;
+        return list.from_end(number >> halves, lane) * block + (~number & halves) * 64;
     };
     const int high = run(n * Shape::runs);
     return {Shape::runs == 1 ? high : run(n * Shape::runs + 1), high};

@@ -67,20 +67,22 @@ __device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& k
     }
 }
 
-/// Masks the scores where a query of the warpgroup does not see all keys; `common`: those that all of them see. Returns
-/// how many of the step's keys stand before the end of the sequence: what was loaded behind them belongs to the next
-/// one.
+/// True when all queries see all keys of a step, by those that all of them see.
+template <class Shape>
+__device__ __forceinline__ bool all_seen(const SeenKeys& common, TileKeys where) {
+    if (where.low < 0) return false;
+    if (where.high == where.low + (Shape::runs - 1) * 64) return common.all(where.low, where.low + Shape::keys);
+    return common.all(where.low, where.low + 64) && common.all(where.high, where.high + 64);
+}
+/// Masks the scores. Returns how many of the step's keys stand before the end of the sequence: what was loaded behind
+/// them belongs to the next one.
 template <class Shape, class KeysOf>
-__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const SeenKeys& common, const KeysOf& keys_of,
-                                           const Tile& tile, TileKeys where, int lane) {
+__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const KeysOf& keys_of, const Tile& tile,
+                                           TileKeys where, int lane) {
     if (where.low < 0) {
         mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
         return Shape::keys;
     }
-    const bool whole = where.high == where.low + (Shape::runs - 1) * 64
-                           ? common.all(where.low, where.low + Shape::keys)
-                           : common.all(where.low, where.low + 64) && common.all(where.high, where.high + 64);
-    if (whole) return Shape::keys;
     mask_blocks(s, keys_of, where, lane);
     // The last block of a sequence is the last of a list, hence in the upper run.
     return max(0, min(Shape::keys, Shape::keys - 64 + tile.key_count - where.high));
