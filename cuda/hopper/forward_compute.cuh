@@ -47,13 +47,13 @@ __device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Til
 }
 
 /// Normalises and writes a warp's 16 rows. Whole lists: 16 bytes a lane, a quad turns its 2 x 4 channels of four groups
-/// of 8 into one group each. Pieces: floats, to the partial results.
+/// of 8 into one group each. ListPieces: floats, to the partial results.
 /// `first_row` is that of the thread, 0..63, the second one is 8 below.
 template <class Shape>
 __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
                                            const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
                                            int lane) {
-    const Branch& branch = args.branch[tile.branch];
+    const ForwardBranch& branch = args.branch[tile.branch];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = first_row + 8 * half;

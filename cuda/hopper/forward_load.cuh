@@ -58,7 +58,7 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     if (!find_place(args, index, part, place)) return tile;
 
     tile.branch = place.unit % schedule.branches;
-    const Branch& branch = args.branch[tile.branch];
+    const ForwardBranch& branch = args.branch[tile.branch];
     const Layout& layout = branch.layout;
     tile.head = unit_head(schedule, place.unit);
     const UnitList list = unit_list(branch, args.gate, tile.head, schedule.heads_per_unit, place.row);

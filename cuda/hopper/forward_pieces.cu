@@ -42,7 +42,7 @@ __device__ void measure(const ForwardArgs& args, int tiles, PlanStorage& shared)
         int steps = 0, passes = 0;
         if (tile < tiles) {
             const int row = tile / schedule.units, unit = tile % schedule.units;
-            const Branch& branch = args.branch[unit % schedule.branches];
+            const ForwardBranch& branch = args.branch[unit % schedule.branches];
             const UnitList list = unit_list(branch, args.gate, unit_head(schedule, unit), schedule.heads_per_unit, row);
             steps = max(1, list.steps(branch.layout.block, step));
             passes = 1;
@@ -198,7 +198,7 @@ constexpr int merge_warps = 8;
 __global__ void __launch_bounds__(32 * merge_warps) merge_pieces(const __grid_constant__ ForwardArgs args) {
     __shared__ float4 values[merge_warps][64];
     __shared__ float sums[merge_warps];
-    const Pieces& pieces = args.pieces;
+    const ListPieces& pieces = args.pieces;
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int head_dim = args.head_dim;
     wait_for_previous_kernel();
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(32 * merge_warps) merge_pieces(const __grid_co
         __syncthreads();
         float total = 0;
         for (int other = 0; other < merge_warps; ++other) total += sums[other];
-        const Branch& branch = args.branch[found.branch];
+        const ForwardBranch& branch = args.branch[found.branch];
         if (thread < head_dim) {
             float channel = 0;
             for (int other = 0; other < merge_warps; ++other) {
