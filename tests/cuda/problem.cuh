@@ -58,7 +58,7 @@ class Buffer {
         }
         return result;
     }
-    void fill(int byte) {
+    void fill(int byte) const {
         if (count_ > 0) SPARSEATTN_TEST_CUDA(cudaMemset(data_, byte, count_ * sizeof(T)));
     }
 
@@ -153,6 +153,9 @@ inline void make_lists(HostProblem& p, double density, bool diagonal, double sin
     }
 }
 
+/// Tokens of NaN behind the last one of query, key and value: no result may come from them.
+inline constexpr int not_numbers = 130;
+
 /// A problem's arrays on the device. Query, key and value share one buffer [tokens, Hq + 2 Hkv, d] when `fused` (needs
 /// equal token counts); out has `gap` unused elements after each token, to see stray writes.
 struct DeviceProblem {
@@ -183,8 +186,9 @@ struct DeviceProblem {
         const std::int64_t fused_stride = (p.query_heads + 2 * p.key_heads) * d;
         const auto heads = [&](Buffer<__nv_bfloat16>& buffer, std::int64_t tokens, std::int64_t stride,
                                std::uint32_t mix) {
-            buffer = Buffer<__nv_bfloat16>(static_cast<std::size_t>(tokens * stride));
-            if (buffer.size() > 0) {
+            buffer = Buffer<__nv_bfloat16>(static_cast<std::size_t>((tokens + not_numbers) * stride));
+            buffer.fill(0xff);
+            if (tokens > 0) {
                 fill_random<<<1024, 256>>>(buffer.data(), tokens * stride, seed * 3 + mix, spread);
                 SPARSEATTN_TEST_CUDA(cudaGetLastError());
             }
@@ -233,6 +237,34 @@ struct DeviceProblem {
         SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
     }
 };
+
+/// Makes the tokens of a sequence NaN, all heads of them.
+inline void spoil(const Heads& array, const std::vector<std::int32_t>& offsets, int sequence) {
+    const std::int64_t begin = offsets[sequence] * array.token_stride, end = offsets[sequence + 1] * array.token_stride;
+    SPARSEATTN_TEST_CUDA(cudaMemset(static_cast<__nv_bfloat16*>(array.data) + begin, 0xff, 2 * (end - begin)));
+}
+
+/// The kernels to check: those that the device serves, or of them the one named behind `--kernel` (taken out of the
+/// arguments).
+inline std::vector<Kernel> kernels_to_check(int& argc, char** argv) {
+    int devices = 0, major = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return {};
+    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    std::string wanted;
+    for (int i = 1; i + 1 < argc; ++i) {
+        if (std::string(argv[i]) != "--kernel") continue;
+        wanted = argv[i + 1];
+        std::copy(argv + i + 2, argv + argc, argv + i);
+        argc -= 2;
+    }
+    std::vector<Kernel> result;
+    if (major == 9 && wanted != "ampere") result.push_back(Kernel::hopper);
+    if (major >= 8 && wanted != "hopper") result.push_back(Kernel::ampere);
+    return result;
+}
+inline const char* name(Kernel kernel) {
+    return kernel == Kernel::hopper ? "hopper" : kernel == Kernel::ampere ? "ampere" : "door's choice";
+}
 
 /// Position of `value` in the ascending list [begin, end) of `entries`, or -1.
 inline __device__ std::int64_t find(const std::int32_t* entries, std::int64_t begin, std::int64_t end,
@@ -341,6 +373,7 @@ std::vector<T> rows_of(const T* from, std::int64_t stride, std::int64_t width, c
 /// Shared memory of a reference kernel that wants `bytes`; 0 when the device has less, and `scratch` is to be used.
 template <class Function>
 int reference_shared_memory(const Function& kernel, std::size_t bytes) {
+    bytes = (bytes + 15) / 16 * 16;          // the compiler reads doubles in pairs, past an odd end too
     constexpr std::size_t most = 160 << 10;  // of every device from compute capability 8.0 on, but for a few small ones
     if (bytes > most) return 0;
     SPARSEATTN_TEST_CUDA(

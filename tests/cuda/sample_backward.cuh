@@ -44,16 +44,18 @@ inline std::string wrong_gradient(const BackwardProblem& problem, const std::vec
             {longest, p.key_offsets[s + 1] - p.key_offsets[s], p.query_offsets[s + 1] - p.query_offsets[s]});
     }
     const Buffer<std::int32_t> token_buffer(tokens);
+    const Buffer<float> weights(std::vector<float>(static_cast<std::size_t>(p.query_heads), 1.0f));
     const Buffer<double> scratch(count * static_cast<std::size_t>(p.query_heads) * 3 * longest);
     const Sample sample{token_buffer.data(), scratch.data(), 3 * longest};
     const std::size_t query_size = static_cast<std::size_t>(count) * p.query_heads * p.head_dim;
     const std::size_t key_size = static_cast<std::size_t>(count) * p.key_heads * p.head_dim;
     Buffer<double> dq(query_size), dq_scale(query_size);
     Buffer<double> dk(key_size), dk_scale(key_size), dv(key_size), dv_scale(key_size);
-    reference_dquery<<<dim3(count, p.query_heads), 256>>>(problem.params, lse.data(), delta.data(), absolute.data(),
-                                                          dq.data(), dq_scale.data(), sample);
-    reference_dkeys<<<dim3(count, p.key_heads), 256>>>(problem.params, lse.data(), delta.data(), absolute.data(),
-                                                       dk.data(), dk_scale.data(), dv.data(), dv_scale.data(), sample);
+    reference_dquery<<<dim3(count, p.query_heads), 256>>>(problem.params, weights.data(), lse.data(), delta.data(),
+                                                          absolute.data(), dq.data(), dq_scale.data(), sample);
+    reference_dkeys<<<dim3(count, p.key_heads), 256>>>(problem.params, weights.data(), lse.data(), delta.data(),
+                                                       absolute.data(), dk.data(), dk_scale.data(), dv.data(),
+                                                       dv_scale.data(), sample);
     SPARSEATTN_TEST_CUDA(cudaGetLastError());
 
     const auto check = [&](const char* name, const Heads& array, int heads, const Buffer<double>& want,
