@@ -28,8 +28,9 @@ Params params_of(const KernelCase& c) {
     static_cast<cuda::Problem&>(params) = problem_of(c);
     return params;
 }
-cuda::GatedForwardParams gated_forward_of(const KernelCase& c) {
-    auto params = params_of<cuda::GatedForwardParams>(c);
+template <class Params>
+Params gated_of(const KernelCase& c) {
+    auto params = params_of<Params>(c);
     params.sparse = params.layout;
     return params;
 }
@@ -41,14 +42,13 @@ cuda::Kernel kernel_of(const KernelCase& c, const char** why) {
         case Pass::decode:
             return cuda::forward_kernel(params_of<cuda::ForwardParams>(c), why);
         case Pass::gated_forward:
-            return cuda::gated_forward_kernel(gated_forward_of(c), why);
+            return cuda::gated_forward_kernel(gated_of<cuda::GatedForwardParams>(c), why);
         case Pass::backward:
         case Pass::single_keys_backward:
             return cuda::backward_kernel(params_of<cuda::BackwardParams>(c), why);
         case Pass::gated_backward:
-            break;
+            return cuda::gated_backward_kernel(gated_of<cuda::GatedBackwardParams>(c), why);
     }
-    *why = "the gated backward pass has no kernel of its own";
     return cuda::Kernel::none;
 }
 
