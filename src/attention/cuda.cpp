@@ -125,7 +125,7 @@ void check(const char* call, const cuda::Status& status) {
 
 // Asks the door for every head dimension that the library has.
 std::string cuda_coverage() {
-    std::string dims;
+    std::string hopper, ampere;
     cuda::ForwardParams params;
     params.query_heads = params.key_heads = 1;
     params.scale = 1;
@@ -133,9 +133,16 @@ std::string cuda_coverage() {
     const char* why = "";
     for (const int d : {32, 64, 96, 128, 256}) {
         params.head_dim = d;
-        if (cuda::forward_kernel(params, &why) != cuda::Kernel::none) dims += concat(dims.empty() ? "" : ", ", d);
+        const cuda::Kernel kernel = cuda::forward_kernel(params, &why);
+        if (kernel == cuda::Kernel::none) continue;
+        std::string& dims = kernel == cuda::Kernel::hopper ? hopper : ampere;
+        dims += concat(dims.empty() ? "" : ", ", d);
     }
-    return dims.empty() ? concat("none: ", why) : concat("Hopper kernels, head dimension ", dims);
+    if (hopper.empty() && ampere.empty()) return concat("none: ", why);
+    std::string result;
+    if (!hopper.empty()) result = concat("Hopper kernels, head dimension ", hopper);
+    if (!ampere.empty()) result += concat(result.empty() ? "" : "; ", "Ampere kernels, head dimension ", ampere);
+    return result;
 }
 
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments) {
