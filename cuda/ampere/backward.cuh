@@ -33,11 +33,11 @@ struct BackwardShape {
 
 /// scores = (16 own rows) (a step of the other side)^T.
 template <class Shape>
-__device__ __forceinline__ void multiply_own(float (&scores)[Shape::step / 2], std::uint32_t own, std::uint32_t step,
+__device__ __forceinline__ void multiply_own(float (&scores)[1][Shape::step / 2], std::uint32_t own, std::uint32_t step,
                                              int first, int lane) {
     const auto address = left_address<Shape::head_dim>(own, first, lane);
     multiply_rows<Shape::head_dim, Shape::step, (Shape::head_dim > 96 ? 4 : Shape::head_dim / 16)>(
-        scores, [&](std::uint32_t(&a)[4], int k) { load_matrices(a, address.at(k)); }, step, lane);
+        scores, [&](std::uint32_t(&a)[4], int, int k) { load_matrices(a, address.at(k)); }, step, lane);
 }
 
 // --- dQ ---------------------------------------------------------------------------------------------------------
@@ -105,9 +105,9 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
 
     OwnRows rows;
     const int thread_row = first + 16 * warp + lane / 4;
-    float dq[D / 2];
+    float dq[1][D / 2];
 #pragma unroll
-    for (int i = 0; i < D / 2; ++i) dq[i] = 0;
+    for (int i = 0; i < D / 2; ++i) dq[0][i] = 0;
     for (int stage = 0; next.count > 0; stage ^= 1) {
         const KeyTile tile = next;
         const std::uint32_t keys = ring + stage * Shape::stage_bytes, values = keys + Shape::step_bytes;
@@ -119,24 +119,24 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
             load_keys<Shape>(args, next, ring + (stage ^ 1) * Shape::stage_bytes, span.key_begin, key_head);
         }
         copy_commit();
-        float s[N / 2], dp[N / 2];
-        std::uint32_t ds[N / 4];
+        float s[1][N / 2], dp[1][N / 2];
+        std::uint32_t ds[1][N / 4];
         multiply_own<Shape>(s, queries, keys, 16 * warp, lane);
         if (tile.singles != nullptr || !rows.rule.all_visible(first, first + valid, tile.begin, tile.begin + N)) {
-            mask_scores<N>(s, rows.rule, thread_row, lane, [&](int column) { return tile.key(column); });
+            mask_scores<N>(s[0], rows.rule, thread_row, lane, [&](int column) { return tile.key(column); });
         }
         multiply_own<Shape>(dp, douts, values, 16 * warp, lane);
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
-            const float p = exp2_fast(fmaf(s[i], args.scale_log2, -rows.lse[i / 2 % 2]));
-            dp[i] = p * (dp[i] - rows.delta[i / 2 % 2]);
+            const float p = exp2_fast(fmaf(s[0][i], args.scale_log2, -rows.lse[i / 2 % 2]));
+            dp[0][i] = p * (dp[0][i] - rows.delta[i / 2 % 2]);
         }
-        pack(ds, dp);
+        pack(ds[0], dp[0]);
         accumulate_rows<D, D, N>(dq, ds, keys, 0, lane);
     }
     copy_wait<0>();
     const float factor[2] = {args.scale, args.scale};
-    store_sums<D>(dq, factor, args.dq, head, token, 16 * warp, valid, 0, lane);
+    store_sums<D>(dq[0], factor, args.dq, head, token, 16 * warp, valid, 0, lane);
 }
 
 // --- dK, dV -----------------------------------------------------------------------------------------------------
@@ -202,9 +202,9 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
     if (next.begin >= 0) load_queries<Shape>(args, next, ring, span);
     copy_commit();
 
-    float dk[C / 2], dv[C / 2];
+    float dk[1][C / 2], dv[1][C / 2];
 #pragma unroll
-    for (int i = 0; i < C / 2; ++i) dk[i] = dv[i] = 0;
+    for (int i = 0; i < C / 2; ++i) dk[0][i] = dv[0][i] = 0;
     for (int stage = 0; next.begin >= 0; stage ^= 1) {
         const QueryTile tile = next;
         const std::uint32_t at = ring + stage * Shape::stage_bytes, queries = at, douts = at + Shape::step_bytes;
@@ -214,39 +214,43 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
         __syncthreads();  // all have their share of this step and are done with the one before
         if (next.begin >= 0) load_queries<Shape>(args, next, ring + (stage ^ 1) * Shape::stage_bytes, span);
         copy_commit();
-        float s[N / 2], dp[N / 2];
-        std::uint32_t packed[N / 4];
+        float s[1][N / 2], dp[1][N / 2];
+        std::uint32_t packed[1][N / 4];
         multiply_own<Shape>(s, keys, queries, own_first, lane);
         const Layout& lists = args.branch[tile.branch].layout;
         const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[tile.head]};
         if (tile.keys != QueryTile::all_keys ||
             !rule.all_visible(tile.begin, min(tile.begin + N, span.queries), first, first + valid)) {
-            mask_transposed<N>(s, rule, tile, first + own_first + lane / 4, lane);
+            mask_transposed<N>(s[0], rule, tile, first + own_first + lane / 4, lane);
         }
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
             const float4 pair = rows[4 * n];  // lse and delta of two queries
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                s[4 * n + i] = exp2_fast(fmaf(s[4 * n + i], args.scale_log2, i % 2 == 0 ? -pair.x : -pair.z));
+                float& p = s[0][4 * n + i];
+                p = exp2_fast(fmaf(p, args.scale_log2, i % 2 == 0 ? -pair.x : -pair.z));
             }
         }
-        pack(packed, s);
+        pack(packed[0], s[0]);
         accumulate_rows<D, C, N>(dv, packed, douts, channel, lane);
         multiply_own<Shape>(dp, values, douts, own_first, lane);
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
             const float4 pair = rows[4 * n];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) dp[4 * n + i] = s[4 * n + i] * (dp[4 * n + i] - (i % 2 == 0 ? pair.y : pair.w));
+            for (int i = 0; i < 4; ++i) {
+                float& ds = dp[0][4 * n + i];
+                ds = s[0][4 * n + i] * (ds - (i % 2 == 0 ? pair.y : pair.w));
+            }
         }
-        pack(packed, dp);
+        pack(packed[0], dp[0]);
         accumulate_rows<D, C, N>(dk, packed, queries, channel, lane);
     }
     copy_wait<0>();
     const float scale[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_sums<C>(dk, scale, args.dk, key_head, token, own_first, valid, channel, lane);
-    store_sums<C>(dv, one, args.dv, key_head, token, own_first, valid, channel, lane);
+    store_sums<C>(dk[0], scale, args.dk, key_head, token, own_first, valid, channel, lane);
+    store_sums<C>(dv[0], one, args.dv, key_head, token, own_first, valid, channel, lane);
 }
 
 // --- Launches ---------------------------------------------------------------------------------------------------

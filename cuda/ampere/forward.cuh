@@ -1,7 +1,7 @@
 #pragma once
 /// \file
 /// Block-sparse attention forward with the matrix product of a warp: a thread block has one tile of queries of one
-/// head, each warp 16 of them; keys and values pass through a ring of two steps in shared memory, filled by
+/// head, each warp 16 or 32 of them; keys and values pass through a ring of two steps in shared memory, filled by
 /// asynchronous copies one step ahead; probabilities stay in registers.
 
 #include <cmath>
@@ -12,19 +12,28 @@
 
 namespace sparseattn::cuda::ampere {
 
-template <int HeadDim, int Warps>
+#ifndef AMP_TILES
+#define AMP_TILES 2
+#endif
+#ifndef AMP_KEYS
+#define AMP_KEYS 32
+#endif
+#ifndef AMP_HELD
+#define AMP_HELD 64
+#endif
+template <int HeadDim, int Queries>
 struct ForwardShape {
     static constexpr int head_dim = HeadDim;
-    static constexpr int queries = 16 * Warps;
-    static constexpr int keys = step_keys(HeadDim);
-    static constexpr int threads = 32 * Warps;
-    static constexpr bool held = HeadDim <= 128;  // queries stay in registers and pass through the ring on their way
+    static constexpr int queries = Queries;
+    static constexpr int tiles = HeadDim <= 128 ? AMP_TILES : 1;  // of 16 queries, of a warp
+    static constexpr int keys = HeadDim <= 64 ? 64 : HeadDim <= 128 ? AMP_KEYS : 32;
+    static constexpr int warps = Queries / (16 * tiles);
+    static constexpr int threads = 32 * warps;
+    static constexpr bool held = HeadDim <= AMP_HELD;  // queries stay in registers
     static constexpr int tile_bytes = keys * TileMap<HeadDim>::row_bytes;
     static constexpr int stage_bytes = 2 * tile_bytes;  // keys, values
-    static constexpr int query_bytes = queries * TileMap<HeadDim>::row_bytes;
-    static constexpr int query_at = held ? stage_bytes : 2 * stage_bytes;  // the second stage is filled later
-    static constexpr int bytes = held ? 2 * stage_bytes : 2 * stage_bytes + query_bytes;
-    static_assert(!held || query_bytes <= stage_bytes);
+    static constexpr int query_at = 2 * stage_bytes;
+    static constexpr int bytes = query_at + Queries * TileMap<HeadDim>::row_bytes;
 };
 
 struct ForwardArgs {
@@ -71,7 +80,7 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const float 
 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid_constant__ ForwardArgs args) {
-    constexpr int D = Shape::head_dim, N = Shape::keys;
+    constexpr int D = Shape::head_dim, N = Shape::keys, Tiles = Shape::tiles;
     extern __shared__ __align__(128) unsigned char raw[];
     const std::uint32_t shared = shared_address(raw);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, key_head = head / args.group;
@@ -95,19 +104,24 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     copy_commit();
     copy_wait<1>();
     __syncthreads();
-    const auto query = left_address<D>(shared + Shape::query_at, 16 * warp, lane);
-    std::uint32_t held[Shape::held ? D / 16 : 1][4];
+    const int warp_first = 16 * Tiles * warp;
+    const auto query = left_address<D>(shared + Shape::query_at, warp_first, lane);
+    const auto load_query = [&](std::uint32_t(&a)[4], int t, int k) {
+        load_matrices(a, query.at(k) + t * 16 * TileMap<D>::row_bytes);
+    };
+    std::uint32_t held[Tiles][Shape::held ? D / 16 : 1][4];
     if constexpr (Shape::held) {
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k) load_matrices(held[k], query.at(k));
+        for (int i = 0; i < Tiles * (D / 16); ++i)
+            load_query(held[i / (D / 16)][i % (D / 16)], i / (D / 16), i % (D / 16));
     }
 
-    const TokenRule rule{span.queries, span.keys, layout.causal, layout.windows[head]};
-    const int thread_row = first + 16 * warp + lane / 4;
-    float o[D / 2];
+    const TokenRule& rule = walk.rule();
+    const int thread_row = first + warp_first + lane / 4;
+    float o[Tiles][D / 2];
 #pragma unroll
-    for (int i = 0; i < D / 2; ++i) o[i] = 0;
-    RowState state;
+    for (int i = 0; i < Tiles * D / 2; ++i) o[i / (D / 2)][i % (D / 2)] = 0;
+    RowState state[Tiles];
     for (int step = 0; next.count > 0; ++step) {
         const KeyTile tile = next;
         const std::uint32_t keys = shared + step % 2 * Shape::stage_bytes;
@@ -118,32 +132,40 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
             load_keys<Shape>(args, next, shared + (step + 1) % 2 * Shape::stage_bytes, span.key_begin, key_head);
         }
         copy_commit();
-        float s[N / 2], shrink[2];
-        std::uint32_t p[N / 4];
-        const auto left = [&](std::uint32_t(&a)[4], int k) {
+        float s[Tiles][N / 2];
+        std::uint32_t p[Tiles][N / 4];
+        const auto left = [&](std::uint32_t(&a)[4], int t, int k) {
             if constexpr (Shape::held) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) a[i] = held[k][i];
+                for (int i = 0; i < 4; ++i) a[i] = held[t][k][i];
             } else {
-                load_matrices(a, query.at(k));
+                load_query(a, t, k);
             }
         };
         multiply_rows<D, N, Shape::held ? D / 16 : 4>(s, left, keys, lane);
-        if (tile.singles != nullptr || !rule.all_visible(first, first + valid, tile.begin, tile.begin + N)) {
-            mask_scores<N>(s, rule, thread_row, lane, [&](int column) { return tile.key(column); });
+        const bool masked =
+            tile.singles != nullptr || !rule.all_visible(first, first + valid, tile.begin, tile.begin + N);
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) {
+            if (masked)
+                mask_scores<N>(s[t], rule, thread_row + 16 * t, lane, [&](int column) { return tile.key(column); });
+            float shrink[2];
+            online_softmax(s[t], state[t], args.scale_log2, shrink);
+            rescale(o[t], shrink);
+            pack(p[t], s[t]);
         }
-        online_softmax(s, state, args.scale_log2, shrink);
-        rescale(o, shrink);
-        pack(p, s);
         accumulate_rows<D, D, N>(o, p, keys + Shape::tile_bytes, 0, lane);
     }
     copy_wait<0>();
-    store_rows<Shape>(args, o, state, head, token, 16 * warp, valid, lane);
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+        store_rows<Shape>(args, o[t], state[t], head, token, warp_first + 16 * t, valid, lane);
+    }
 }
 
-template <int HeadDim, int Warps>
+template <int HeadDim, int Queries>
 cudaError_t launch_forward(const ForwardParams& params) {
-    using Shape = ForwardShape<HeadDim, Warps>;
+    using Shape = ForwardShape<HeadDim, Queries>;
     const ForwardArgs args{params.batch,  {params.layout, {}, nullptr},
                            params.query,  params.key,
                            params.value,  params.out,

@@ -62,6 +62,9 @@ class KeyWalk {
         rule_.keys = span.keys;
     }
 
+    /// Of the branch that the last tile was of.
+    __device__ __forceinline__ const TokenRule& rule() const { return rule_; }
+
     __device__ __forceinline__ KeyTile next() {
         for (;;) {
             if (begin_ < end_) {
