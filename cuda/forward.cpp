@@ -1,14 +1,12 @@
 #include <cstdint>
 
 #include "cuda/ampere/forward.hpp"
-#include "cuda/attention.hpp"
+#include "cuda/arguments.hpp"
 #include "cuda/device.hpp"
 #include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
-namespace {
 
-/// The first argument that breaks the door's contract, or null.
 const char* broken_argument(const ForwardParams& p) {
     if (p.query_heads < 1) return "query_heads";
     if (p.key_heads < 1) return "key_heads";
@@ -34,10 +32,8 @@ const char* broken_argument(const ForwardParams& p) {
     const std::size_t bytes = forward_workspace(p);
     if (bytes == 0) return nullptr;
     if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
-    return p.workspace_bytes < bytes ? "workspace_bytes" : nullptr;
+    return nullptr;
 }
-
-}  // namespace
 
 Kernel forward_kernel(const ForwardParams& params, const char** why) {
     return choose_kernel(params.kernel, hopper::forward_gap(params), ampere::forward_gap(params), why);
@@ -53,6 +49,7 @@ Status forward(const ForwardParams& params) {
     const Kernel kernel = forward_kernel(params, &why);
     if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
     if (params.layout.rows == 0 || params.batch.queries == 0) return {};
+    if (params.workspace_bytes < forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
     return kernel == Kernel::hopper ? hopper::forward(params) : ampere::forward(params);
 }
 

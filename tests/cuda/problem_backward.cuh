@@ -105,11 +105,25 @@ inline __device__ Pair reference_pair(const BackwardParams& p, const float* weig
     return {probability, dscore, 2 * fabs(dscore) + probability * absolute[row]};
 }
 
-/// dQ of query blockIdx.x and head blockIdx.y. Shared memory: 2 n_k doubles.
+/// The tokens that a reference kernel's blocks (x) stand for, and memory for their terms.
+struct Sample {
+    const std::int32_t* tokens = nullptr;  // packed numbers; null: token x
+    double* scratch = nullptr;             // [x, y, size]; null: shared memory
+    std::int64_t size = 0;
+
+    __device__ int token() const { return tokens == nullptr ? static_cast<int>(blockIdx.x) : tokens[blockIdx.x]; }
+    __device__ double* terms(double* shared) const {
+        const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y;
+        return scratch == nullptr ? shared : scratch + place * size;
+    }
+};
+
+/// dQ [x, y, d] of query x of the sample and head y. 2 n_k terms.
 static __global__ void reference_dquery(BackwardParams p, const float* weights, const double* lse, const double* delta,
-                                        const double* absolute, double* dq, double* bound) {
-    extern __shared__ double terms[];
-    const int token = blockIdx.x, head = blockIdx.y, key_head = head / (p.query_heads / p.key_heads);
+                                        const double* absolute, double* dq, double* bound, Sample sample) {
+    extern __shared__ double shared_terms[];
+    double* terms = sample.terms(shared_terms);
+    const int token = sample.token(), head = blockIdx.y, key_head = head / (p.query_heads / p.key_heads);
     int sequence = 0;
     while (p.batch.query_offsets[sequence + 1] <= token) ++sequence;
     const int i = token - p.batch.query_offsets[sequence];
@@ -128,18 +142,19 @@ static __global__ void reference_dquery(BackwardParams p, const float* weights, 
             sum += terms[2 * j] * value;
             size += terms[2 * j + 1] * fabs(value);
         }
-        const std::int64_t at = (static_cast<std::int64_t>(token) * p.query_heads + head) * p.head_dim + c;
+        const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * p.query_heads + head) * p.head_dim + c;
         dq[at] = sum * p.scale;
         bound[at] = size * p.scale;
     }
 }
 
-/// dK and dV of key blockIdx.x and key head blockIdx.y. Shared memory: 3 n_q doubles.
+/// dK and dV [x, y, d] of key x of the sample and key head y. 3 n_q terms.
 static __global__ void reference_dkeys(BackwardParams p, const float* weights, const double* lse, const double* delta,
                                        const double* absolute, double* dk, double* dk_bound, double* dv,
-                                       double* dv_bound) {
-    extern __shared__ double terms[];
-    const int token = blockIdx.x, key_head = blockIdx.y, group = p.query_heads / p.key_heads;
+                                       double* dv_bound, Sample sample) {
+    extern __shared__ double shared_terms[];
+    double* terms = sample.terms(shared_terms);
+    const int token = sample.token(), key_head = blockIdx.y, group = p.query_heads / p.key_heads;
     int sequence = 0;
     while (p.batch.key_offsets[sequence + 1] <= token) ++sequence;
     const int j = token - p.batch.key_offsets[sequence];
@@ -170,7 +185,7 @@ static __global__ void reference_dkeys(BackwardParams p, const float* weights, c
         }
     }
     if (c >= p.head_dim) return;
-    const std::int64_t at = (static_cast<std::int64_t>(token) * p.key_heads + key_head) * p.head_dim + c;
+    const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * p.key_heads + key_head) * p.head_dim + c;
     dk[at] = key_sum * p.scale;
     dk_bound[at] = key_size * p.scale;
     dv[at] = value_sum;
@@ -302,18 +317,18 @@ struct BackwardReference {
             Buffer<std::int32_t> token_buffer(tokens);
             const dim3 grid(static_cast<unsigned>(p.queries()), p.query_heads);
             reference_forward<<<grid, 256, bytes>>>(problem.forward.params, token_buffer.data(), out.data(),
-                                                    magnitude.data(), lse.data());
+                                                    magnitude.data(), lse.data(), nullptr, 0);
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
             store_forward(problem, out.host(), lse.host());
             reference_delta<<<grid, 32>>>(problem.params, out.data(), delta_rows.data(), absolute.data());
             reference_dquery<<<grid, 256, bytes>>>(problem.params, weights.data(), lse.data(), delta_rows.data(),
-                                                   absolute.data(), a.data(), b.data());
+                                                   absolute.data(), a.data(), b.data(), Sample{});
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
         }
         if (p.keys() > 0) {
             reference_dkeys<<<dim3(static_cast<unsigned>(p.keys()), p.key_heads), 256, bytes>>>(
                 problem.params, weights.data(), lse.data(), delta_rows.data(), absolute.data(), c.data(), d.data(),
-                e.data(), f.data());
+                e.data(), f.data(), Sample{});
             SPARSEATTN_TEST_CUDA(cudaGetLastError());
         }
         SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
