@@ -64,16 +64,6 @@ struct OwnRows {
     }
 };
 
-template <class Shape>
-__device__ __forceinline__ void load_keys(const BackwardArgs& args, const KeyTile& tile, std::uint32_t stage,
-                                          int key_begin, int key_head) {
-    const auto token = [&](int row) {
-        return row < tile.count ? static_cast<std::int64_t>(key_begin) + tile.key(row) : std::int64_t{-1};
-    };
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.key, key_head, token);
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.value, key_head, token);
-}
-
 /// One thread block a tile of 64 queries (x) and head (y).
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __grid_constant__ BackwardArgs args) {
@@ -96,18 +86,22 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
     unsigned open = (1u << args.branches) - 1;
     if (args.gate != nullptr) open = (args.gate[head] != 0.0f ? 1u : 0u) | (args.gate[head] != 1.0f ? 2u : 0u);
     KeyWalk<N> walk(args.branch, open, span, head, row, first, first + valid);
-    const auto own_token = [&](int r) { return r < valid ? token + r : std::int64_t{-1}; };
-    load_tile<D, Shape::own, Shape::threads>(queries, args.query, head, own_token);
-    load_tile<D, Shape::own, Shape::threads>(douts, args.dout, head, own_token);
+    load_tile<D, Shape::own, Shape::threads>(queries, args.query, head, token, valid);
+    load_tile<D, Shape::own, Shape::threads>(douts, args.dout, head, token, valid);
     KeyTile next = walk.next();
-    if (next.count > 0) load_keys<Shape>(args, next, ring, span.key_begin, key_head);
-    copy_commit();
+    const auto load = [&](std::uint32_t to, const KeyTile& tile) {
+        if (tile.count > 0) {
+            load_keys<D, N, Shape::threads>(to, args.key, tile, span.key_begin, key_head);
+            load_keys<D, N, Shape::threads>(to + Shape::step_bytes, args.value, tile, span.key_begin, key_head);
+        }
+        copy_commit();
+    };
+    load(ring, next);
 
     OwnRows rows;
     const int thread_row = first + 16 * warp + lane / 4;
     float dq[1][D / 2];
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) dq[0][i] = 0;
+    clear(dq);
     for (int stage = 0; next.count > 0; stage ^= 1) {
         const KeyTile tile = next;
         const std::uint32_t keys = ring + stage * Shape::stage_bytes, values = keys + Shape::step_bytes;
@@ -115,10 +109,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
         if (tile.branch != rows.branch) rows.enter(args, tile.branch, span, head, thread_row);
         copy_wait<0>();
         __syncthreads();  // all have their share of this step and are done with the one before
-        if (next.count > 0) {
-            load_keys<Shape>(args, next, ring + (stage ^ 1) * Shape::stage_bytes, span.key_begin, key_head);
-        }
-        copy_commit();
+        load(ring + (stage ^ 1) * Shape::stage_bytes, next);
         float s[1][N / 2], dp[1][N / 2];
         std::uint32_t ds[1][N / 4];
         multiply_own<Shape>(s, queries, keys, 16 * warp, lane);
@@ -144,17 +135,16 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
 template <class Shape>
 __device__ __forceinline__ void load_queries(const BackwardArgs& args, const QueryTile& tile, std::uint32_t stage,
                                              const SequenceSpan& span) {
-    const auto token = [&](int row) {
-        return tile.begin + row < span.queries ? static_cast<std::int64_t>(span.query_begin) + tile.begin + row
-                                               : std::int64_t{-1};
-    };
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.query, tile.head, token);
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.dout, tile.head, token);
+    const std::int64_t token = static_cast<std::int64_t>(span.query_begin) + tile.begin;
+    const int count = min(Shape::step, span.queries - tile.begin);
+    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.query, tile.head, token, count);
+    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.dout, tile.head, token,
+                                                            count);
     if (threadIdx.x < Shape::step) {
-        const std::int64_t from = token(static_cast<int>(threadIdx.x));
+        const int row = static_cast<int>(threadIdx.x);
         const float2* rows = args.branch[tile.branch].rows + static_cast<std::int64_t>(tile.head) * args.batch.queries;
-        copy_8(stage + Shape::rows_at + threadIdx.x * static_cast<unsigned>(sizeof(float2)), rows + max(from, 0l),
-               from >= 0);
+        copy_8(stage + Shape::rows_at + row * static_cast<int>(sizeof(float2)), rows + (row < count ? token + row : 0),
+               row < count);
     }
 }
 
@@ -195,16 +185,15 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
     const std::int64_t token = span.key_begin + first;
 
     QueryWalk<N> walk(args, span, key_head, block, first, first + valid);
-    const auto own_token = [&](int r) { return r < valid ? token + r : std::int64_t{-1}; };
-    load_tile<D, Shape::own, Shape::threads>(keys, args.key, key_head, own_token);
-    load_tile<D, Shape::own, Shape::threads>(values, args.value, key_head, own_token);
+    load_tile<D, Shape::own, Shape::threads>(keys, args.key, key_head, token, valid);
+    load_tile<D, Shape::own, Shape::threads>(values, args.value, key_head, token, valid);
     QueryTile next = walk.next();
     if (next.begin >= 0) load_queries<Shape>(args, next, ring, span);
     copy_commit();
 
     float dk[1][C / 2], dv[1][C / 2];
-#pragma unroll
-    for (int i = 0; i < C / 2; ++i) dk[0][i] = dv[0][i] = 0;
+    clear(dk);
+    clear(dv);
     for (int stage = 0; next.begin >= 0; stage ^= 1) {
         const QueryTile tile = next;
         const std::uint32_t at = ring + stage * Shape::stage_bytes, queries = at, douts = at + Shape::step_bytes;

@@ -40,6 +40,25 @@ __device__ __forceinline__ FragmentAddress<D> left_address(std::uint32_t tile, i
     return {tile, first + lane % 16, lane / 16};
 }
 
+/// All fragments a of `Tiles` times 16 rows.
+template <int D, int Tiles>
+__device__ __forceinline__ void load_fragments(std::uint32_t (&a)[Tiles][D / 16][4], const FragmentAddress<D>& rows) {
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k) load_matrices(a[t][k], rows.at(k) + t * 16 * TileMap<D>::row_bytes);
+    }
+}
+
+template <int Tiles, int Count>
+__device__ __forceinline__ void clear(float (&sums)[Tiles][Count]) {
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < Count; ++i) sums[t][i] = 0;
+    }
+}
+
 /// scores (`Tiles` times 16 rows, N columns) = (the rows) (N rows of the tile `right`)^T, summed over D channels.
 /// `left(a, t, k)` gives fragment a of rows 16 t and columns 16 k; `Unroll` k are in flight. What is loaded of `right`
 /// serves all rows.
@@ -47,11 +66,7 @@ template <int D, int N, int Unroll, int Tiles, class Left>
 __device__ __forceinline__ void multiply_rows(float (&scores)[Tiles][N / 2], const Left& left, std::uint32_t right,
                                               int lane) {
     const FragmentAddress<D> address(right, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-#pragma unroll
-    for (int t = 0; t < Tiles; ++t) {
-#pragma unroll
-        for (int i = 0; i < N / 2; ++i) scores[t][i] = 0;
-    }
+    clear(scores);
 #pragma unroll Unroll
     for (int k = 0; k < D / 16; ++k) {
         std::uint32_t a[Tiles][4];
@@ -101,26 +116,61 @@ __device__ __forceinline__ void pack(std::uint32_t (&packed)[Pairs], const float
     for (int i = 0; i < Pairs; ++i) packed[i] = pack_bf16(values[2 * i], values[2 * i + 1]);
 }
 
-/// Copies rows of one head to a tile: row r is token `token(r)` of the packed batch, zeros when that is negative.
-/// `width` neighbouring threads share a row; the rows of a thread are a multiple of 8 (16 in tiles of fewer pieces)
-/// apart, so that its pieces lie in the same place of all of them.
-template <int D, int Rows, int Threads, class Token>
-__device__ __forceinline__ void load_tile(std::uint32_t tile, const Heads& array, int head, const Token& token) {
-    constexpr int pieces = TileMap<D>::pieces;
-    constexpr int width = pieces % 16 == 0 && Threads >= 128 ? 16 : pieces % 8 == 0 ? 8 : 4, step = Threads / width;
-    static_assert(Rows % step == 0 && step % (width == 4 ? 16 : 8) == 0);
-    const int piece = static_cast<int>(threadIdx.x) % width, first = static_cast<int>(threadIdx.x) / width;
-    const auto* data =
-        static_cast<const __nv_bfloat16*>(array.data) + head * array.head_stride + static_cast<std::int64_t>(piece * 8);
-    tile += TileMap<D>::offset(first, piece);
-#pragma unroll 2
-    for (int row = 0; row < Rows; row += step) {
-        const std::int64_t from = token(first + row);
-        const auto* source = data + (from < 0 ? 0 : from) * array.token_stride;
+/// How a thread block copies rows of one head to a tile: `width` neighbouring threads share a row; the rows of a thread
+/// are a multiple of 8 (16 in tiles whose groups have 4 pieces) apart, so that its pieces lie in the same place of all
+/// of them.
+template <int D, int Threads>
+struct TileCopy {
+    static constexpr int pieces = TileMap<D>::pieces;
+    static constexpr int width = pieces % 16 == 0 && Threads >= 128 ? 16 : pieces % 8 == 0 ? 8 : 4;
+    static constexpr int rows = Threads / width;  // at once
+    static_assert(rows % (width == 4 ? 16 : 8) == 0);
+    const __nv_bfloat16* data;
+    std::int64_t stride;
+    std::uint32_t to;
+    int first;  // row of the thread
+
+    __device__ __forceinline__ TileCopy(std::uint32_t tile, const Heads& array, int head)
+        : data(static_cast<const __nv_bfloat16*>(array.data) + head * array.head_stride +
+               static_cast<int>(threadIdx.x) % width * 8),
+          stride(array.token_stride),
+          to(tile + TileMap<D>::offset(static_cast<int>(threadIdx.x) / width, static_cast<int>(threadIdx.x) % width)),
+          first(static_cast<int>(threadIdx.x) / width) {}
+    __device__ __forceinline__ void copy_row(int row, const __nv_bfloat16* source, bool valid) const {
 #pragma unroll
         for (int j = 0; j < pieces / width; ++j) {
-            copy_16(tile + row * TileMap<D>::row_bytes + j * width * 16, source + j * width * 8, from >= 0);
+            copy_16(to + row * TileMap<D>::row_bytes + j * width * 16, source + j * width * 8, valid);
         }
+    }
+};
+
+/// Copies the `count` tokens from `token` (in the packed batch) to the first rows of a tile of `Rows`; the others
+/// become zeros.
+template <int D, int Rows, int Threads>
+__device__ __forceinline__ void load_tile(std::uint32_t tile, const Heads& array, int head, std::int64_t token,
+                                          int count) {
+    using Copy = TileCopy<D, Threads>;
+    static_assert(Rows % Copy::rows == 0);
+    const Copy copy(tile, array, head);
+    const __nv_bfloat16* source = copy.data + (token + copy.first) * copy.stride;
+#pragma unroll 2
+    for (int row = 0; row < Rows; row += Copy::rows) {
+        const bool valid = copy.first + row < count;
+        copy.copy_row(row, valid ? source : copy.data, valid);
+        source += Copy::rows * copy.stride;
+    }
+}
+/// The same for tokens that do not follow each other: `token` + places[row].
+template <int D, int Rows, int Threads>
+__device__ __forceinline__ void gather_tile(std::uint32_t tile, const Heads& array, int head, std::int64_t token,
+                                            const std::int32_t* places, int count) {
+    using Copy = TileCopy<D, Threads>;
+    const Copy copy(tile, array, head);
+#pragma unroll 1
+    for (int row = 0; row < Rows; row += Copy::rows) {
+        const bool valid = copy.first + row < count;
+        const std::int64_t from = valid ? token + __ldg(places + copy.first + row) : 0;
+        copy.copy_row(row, copy.data + from * copy.stride, valid);
     }
 }
 
