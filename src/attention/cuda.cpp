@@ -123,28 +123,6 @@ void check(const char* call, const cuda::Status& status) {
 
 }  // namespace
 
-// Asks the door for every head dimension that the library has.
-std::string cuda_coverage() {
-    std::string hopper, ampere;
-    cuda::ForwardParams params;
-    params.query_heads = params.key_heads = 1;
-    params.scale = 1;
-    params.layout.block = 64;
-    const char* why = "";
-    for (const int d : {32, 64, 96, 128, 256}) {
-        params.head_dim = d;
-        const cuda::Kernel kernel = cuda::forward_kernel(params, &why);
-        if (kernel == cuda::Kernel::none) continue;
-        std::string& dims = kernel == cuda::Kernel::hopper ? hopper : ampere;
-        dims += concat(dims.empty() ? "" : ", ", d);
-    }
-    if (hopper.empty() && ampere.empty()) return concat("none: ", why);
-    std::string result;
-    if (!hopper.empty()) result = concat("Hopper kernels, head dimension ", hopper);
-    if (!ampere.empty()) result += concat(result.empty() ? "" : "; ", "Ampere kernels, head dimension ", ampere);
-    return result;
-}
-
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments) {
     const char* why = "";
     return cuda::forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
