@@ -10,7 +10,8 @@
 
 namespace sparseattn::cuda {
 
-/// Storage type of a product's result. Factors are bf16, sums are formed in fp32 and rounded once.
+/// Storage type of a product's result. Factors are bf16, sums are formed in fp32 and then rounded; with beta,
+/// cuBLASLt's kernels for a bf16 result may round the product and then its sum with c.
 enum class MatmulResult { bf16, fp32 };
 
 /// c = alpha op_a(a) op_b(b) + beta c: row-major and contiguous, op_a(a) [m, k], op_b(b) [k, n], c [m, n]; with

@@ -25,7 +25,8 @@ void embedding(const Exec& exec, const Span1<const std::int32_t, typename Exec::
 template <class Exec, class T>
 void embedding_backward(const Exec& exec, const Span1<const std::int32_t, typename Exec::memory_space>& tokens,
                         const Span2<const T, typename Exec::memory_space>& dx,
-                        const Span2<T, typename Exec::memory_space>& dtable) {
+                        const Span2<accumulate_t<T>, typename Exec::memory_space>& dtable) {
+    using A = accumulate_t<T>;
     const Region region("SparseAttn::embedding_backward");
     const int n = static_cast<int>(dx.extent(1));
     const auto vocabulary = static_cast<std::int32_t>(dtable.extent(0));
@@ -39,8 +40,8 @@ void embedding_backward(const Exec& exec, const Span1<const std::int32_t, typena
                 const std::int32_t token = tokens(t);
                 if (token < 0 || token >= vocabulary) continue;
                 const T* from = &dx(t, begin);
-                T* to = &dtable(token, begin);
-                for (int i = 0; i < end - begin; ++i) to[i] += from[i];
+                A* to = &dtable(token, begin);
+                for (int i = 0; i < end - begin; ++i) to[i] += A(from[i]);
             }
         });
 }
@@ -68,8 +69,9 @@ void check_batch(const Exec& exec, const Span1<const std::int32_t, typename Exec
                             const Span2<T, typename EXEC::memory_space>&);                                       \
     template void embedding_backward(const EXEC&, const Span1<const std::int32_t, typename EXEC::memory_space>&, \
                                      const Span2<const T, typename EXEC::memory_space>&,                         \
-                                     const Span2<T, typename EXEC::memory_space>&);
+                                     const Span2<accumulate_t<T>, typename EXEC::memory_space>&);
 SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, double)
 template void check_batch(const Kokkos::DefaultExecutionSpace&,
                           const Span1<const std::int32_t, typename Kokkos::DefaultExecutionSpace::memory_space>&,

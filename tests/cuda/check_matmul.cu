@@ -69,15 +69,18 @@ __global__ void product(cu::MatmulParams p, const void* old, bool old_is_bf16, W
         sum += x * y;
         size += fabs(x * y);
     }
-    double value = p.alpha * sum;
+    const double product = p.alpha * sum;
+    double value = product;
     if (p.beta != 0) {
         value += p.beta * (old_is_bf16 ? to_float(static_cast<const std::uint16_t*>(old)[at])
                                        : static_cast<const float*>(old)[at]);
     }
-    // Tensor cores cut where they add: one unit of fp32 for every few terms.
+    // Tensor cores cut where they add: one unit of fp32 for every few terms. With beta the product may be rounded on
+    // its own.
     const double sums = (static_cast<double>(p.k) / 8 + 8) * 1.2e-7 * fabs(p.alpha) * size;
-    const double rounding = p.result == cu::MatmulResult::bf16 ? 1.0 / 256 : 1.2e-7;
-    wanted[at] = {value, sums + rounding * fabs(value) + 1e-30};
+    const double rounding = p.result == cu::MatmulResult::bf16 ? 1.0 / 255 : 1.2e-7;
+    const double rounded = fabs(value) + (p.beta != 0 ? fabs(product) : 0.0);
+    wanted[at] = {value, sums + rounding * rounded + 1e-30};
 }
 
 constexpr std::int64_t most = 3 << 20;

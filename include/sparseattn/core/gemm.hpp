@@ -19,7 +19,8 @@ template <class Exec, class T>
 void gemm(const Exec& exec, Op op_a, Op op_b, T alpha, const Span2<const T, typename Exec::memory_space>& a,
           const Span2<const T, typename Exec::memory_space>& b, T beta, const Span2<T, typename Exec::memory_space>& c);
 
-// The same of bf16 factors: sums are formed in float, and each element of c, bf16 or float, is rounded once.
+// The same of bf16 factors: sums are formed in float, and each element of c, bf16 or float, is rounded when its sum is
+// complete (on CUDA with beta and bf16 perhaps before and after beta c is added).
 template <class Exec, class Out>
 void gemm_bf16(const Exec& exec, Op op_a, Op op_b, float alpha, const Span2<const bf16, typename Exec::memory_space>& a,
                const Span2<const bf16, typename Exec::memory_space>& b, float beta,
