@@ -24,27 +24,66 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) 
     }
 }
 
-/// Normalises and writes a warp's 16 rows, 16 bytes a lane: a quad turns its 2 x 4 channels of four groups of 8 into
-/// one group each.
+/// One warpgroup's part of a tile. Kept in registers while products run; the rest is looked up when it is wanted.
+struct Rows64 {
+    const Tile& tile;
+    int steps;
+    SeenKeys common;      // by all rows
+    std::uint64_t query;  // operand
+    Barrier* query_empty;
+};
+
+/// Which query (counted in the sequence) and head one of the thread's two rows is. `half`: which 64 rows of the team's
+/// queries the warpgroup has; `row`: the row among them.
+struct RowPlace {
+    int query, head;
+};
 template <class Shape>
-__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int head, int first,
-                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int warp,
+__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Tile& tile, int half, int row) {
+    const int heads = args.schedule.heads_per_unit;
+    if constexpr (Shape::group) return {tile.first + row / heads, tile.head + row % heads};
+    if (Shape::paired && heads == 1) return {tile.first + half * 64 + row, tile.head};
+    return {tile.first + row, tile.head + half};
+}
+
+/// Normalises and writes a warp's 16 rows. Whole lists: 16 bytes a lane, a quad turns its 2 x 4 channels of four groups
+/// of 8 into one group each. ListPieces: floats, to the partial results.
+/// `first_row` is that of the thread, 0..63, the second one is 8 below.
+template <class Shape>
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
                                            int lane) {
-    const int rows = tile.query_count - (first + warp * 16);  // from the warp's first row on; may be <= 0
-    const std::int64_t token = tile.query_token + first + warp * 16;
+    const ForwardBranch& branch = args.branch[tile.branch];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = lane / 4 + 8 * half;
+        const int row = first_row + 8 * half;
+        const RowPlace place = row_place<Shape>(args, tile, half_of_team, row);
+        const bool valid = place.query < tile.end;
+        const std::int64_t token = tile.query_token + place.query;
         float sum = state.sum[half];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (valid && args.gate != nullptr && args.gate[place.head] == branch.closed) sum = 0;
         const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        if (lane % 4 == 0 && row < rows) {
-            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] =
-                sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        if (tile.slot >= 0) {
+            if (!valid) continue;
+            const std::int64_t slot_row =
+                static_cast<std::int64_t>(tile.slot) * args.pieces.slot_rows + half_of_team * 64 + row;
+            if (lane % 4 == 0) args.pieces.lse[slot_row] = lse;
+            float* out = args.pieces.out + slot_row * Shape::head_dim + lane % 4 * 2;
+#pragma unroll
+            for (int column = 0; column < Shape::head_dim; column += 8) {
+                const int at = column / 2 + 2 * half;
+                *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * inverse, o[at + 1] * inverse);
+            }
+            continue;
         }
-        auto* out = static_cast<__nv_bfloat16*>(args.out.data) + (token + row) * args.out.token_stride +
-                    head * args.out.head_stride + lane % 4 * 8;
+        if (lane % 4 == 0 && valid) {
+            branch.lse.data[token * branch.lse.token_stride + place.head * branch.lse.head_stride] = lse;
+        }
+        auto* out = static_cast<__nv_bfloat16*>(branch.out.data) + token * branch.out.token_stride +
+                    place.head * branch.out.head_stride + lane % 4 * 8;
 #pragma unroll
         for (int column = 0; column < Shape::head_dim; column += 32) {
             std::uint32_t x[4];
@@ -54,9 +93,25 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& 
                 x[i] = pack_bf16(o[at] * inverse, o[at + 1] * inverse);
             }
             transpose_quad(x, lane);
-            if (row < rows) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+            if (valid) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
         }
     }
+}
+
+/// Rows [begin, end of the stage) become zeros, by the warpgroup that is about to multiply them: they hold values of
+/// the next sequence, whose NaN or infinity would reach a result through a probability of 0. In a pair both warpgroups
+/// do it, and neither waits for the other.
+template <class Shape>
+__device__ __forceinline__ void clear_rows(unsigned char* stage, int begin, int warpgroup, int thread) {
+#pragma unroll 1
+    for (int panel = 0; panel < Shape::panels; ++panel) {
+#pragma unroll 1
+        for (int i = begin * 8 + thread; i < Shape::keys * 8; i += 128) {
+            *reinterpret_cast<uint4*>(stage + panel * Shape::key_panel + i * 16) = make_uint4(0, 0, 0, 0);
+        }
+    }
+    fence_async_shared();
+    named_sync(3 + warpgroup, 128);
 }
 
 /// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
@@ -89,19 +144,6 @@ __device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
     for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
 }
 
-/// One warpgroup's part of a tile.
-struct Rows64 {
-    const Tile& tile;
-    int steps;
-    int head;
-    int first;  // query of the warpgroup's first row
-    int row;    // and of the thread's first row
-    TokenRule rule;
-    const std::int32_t* single_keys;
-    std::uint64_t query;  // operand
-    Barrier* query_empty;
-};
-
 /// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
 /// run while that tile's result is written.
 template <class Shape>
@@ -110,27 +152,29 @@ struct Consumer {
     TeamStorage<Shape>& data;
     TeamControl<Shape>& control;
     const Turns<Shape> turns;
+    const int warpgroup;
     const int half;  // which 64 rows of the team's queries
-    const int warp, lane;
-    const bool folded;
+    const int lane;
     const float slack;
+    int own_keys;  // of the step whose values come next, those that stand in the sequence
     Ring<Shape::stages> ring;
     RowState state;
     float s[Shape::scores], o[Shape::head_dim / 2], shrink[2];
     std::uint32_t p[Shape::scores / 2];
 
     __device__ __forceinline__ Consumer(const ForwardArgs& args_, TeamStorage<Shape>& data_,
-                                        TeamControl<Shape>& control_, int warpgroup, int warp_, int lane_)
+                                        TeamControl<Shape>& control_, int warpgroup_, int lane_)
         : args(args_),
           data(data_),
           control(control_),
-          turns(warpgroup),
+          turns(warpgroup_),
+          warpgroup(warpgroup_),
           half(Shape::paired ? warpgroup : 0),
-          warp(warp_),
           lane(lane_),
-          folded(args_.schedule.heads_per_unit == 2),
           slack(slack_log2 / args_.scale_log2) {}
 
+    /// Of the warpgroup's 64 rows, the thread's first one; the second one is 8 below.
+    __device__ __forceinline__ int first_row() const { return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4; }
     __device__ __forceinline__ void release(Barrier* barrier) const {
         if (lane == 0) barrier_arrive(barrier);
     }
@@ -147,22 +191,39 @@ struct Consumer {
     }
     __device__ __forceinline__ Rows64 rows_of(int count, int steps) const {
         const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
-        const int first = tile.first + (folded ? 0 : half * 64);
-        return {tile,
-                steps,
-                tile.head + (folded ? half : 0),
-                first,
-                first + warp * 16 + lane / 4,
-                {tile.query_count, tile.key_count, args.layout.causal, tile.windows[folded ? half : 0]},
-                args.layout.keys + tile.keys,
-                query_at(count),
-                &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
+        const int first = tile.first + (Shape::paired && !folded() ? half * 64 : 0);
+        return {tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
+                query_at(count), &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
     }
-    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where) {
-        mask_scores<Shape>(s, rows.rule, rows.tile, where, rows.single_keys, rows.first, rows.row, lane);
+    __device__ __forceinline__ bool folded() const { return Shape::paired && args.schedule.heads_per_unit == 2; }
+    __device__ __forceinline__ const Window& window_of(const Tile& tile) const {
+        return tile.windows[folded() ? half : 0];
+    }
+    static __device__ __forceinline__ TokenRule rule_of(const Tile& tile, const Window& window) {
+        return {tile.query_count, tile.key_count, tile.causal, window};
+    }
+    /// Whether the scores of a step need no mask; asked while they are being formed.
+    static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
+        return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
+    }
+    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
+        const auto keys_of = [&](int row_half) {
+            const Tile& tile = rows.tile;
+            const RowPlace place = row_place<Shape>(args, tile, half, first_row() + 8 * row_half);
+            if constexpr (Shape::group) {
+                return seen_by(rule_of(tile, args.branch[tile.branch].layout.windows[place.head]), place.query);
+            } else {
+                return seen_by(rule_of(tile, window_of(tile)), place.query);
+            }
+        };
+        own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
         online_softmax(s, state, args.scale_log2, slack, shrink);
     }
-
+    /// Before the values of the step before are multiplied, once they have come.
+    __device__ __forceinline__ void clear_foreign_values(int stage) const {
+        if (own_keys < Shape::keys)
+            clear_rows<Shape>(data.ring[stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
+    }
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
     /// branch.
@@ -184,15 +245,16 @@ struct Consumer {
     /// Takes over the first scores.
     __device__ __forceinline__ void first_step(const Rows64& rows) {
         state = {{-INFINITY, -INFINITY}, {0, 0}};
+        const TileKeys where = keys_of(ring.stage);
+        const bool unmasked = whole(rows, where);
         product_wait<0>();
         pin(s);
-        const TileKeys where = keys_of(ring.stage);
         release(&control.empty[ring.stage]);
         ring.next();
         if (rows.steps == 1) release(rows.query_empty);
 #pragma unroll
         for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pack_probabilities(p, s);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
@@ -210,15 +272,17 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         barrier_wait(&control.full[ring.stage], ring.phase);
+        clear_foreign_values(value_stage);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         ring.next();
         turns.end();
+        const bool unmasked = whole(rows, where);
         product_wait<1>();
         pin(s);
         release(&control.empty[key_stage]);
         if (n + 1 == rows.steps) release(rows.query_empty);
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
         product_wait<0>();
@@ -232,6 +296,7 @@ struct Consumer {
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         barrier_wait(&control.full[ring.stage], ring.phase);
+        clear_foreign_values(last_stage);
         turns.begin();
         pin(p);
         pin(o);
@@ -245,8 +310,7 @@ struct Consumer {
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
-        if (rows.tile.closed[folded ? half : 0]) state.sum[0] = state.sum[1] = 0;
-        store_rows<Shape>(args, rows.tile, rows.head, rows.first, o, state, warp, lane);
+        store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         return next_steps;
     }

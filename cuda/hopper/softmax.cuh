@@ -15,18 +15,31 @@ struct RowState {
 /// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
 inline constexpr float slack_log2 = 8.0f;
 
-/// Hides what the token rule hides in a tile of key blocks. `row` is the thread's first query, the second one is 8
-/// below.
-template <int Scores>
-__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule& rule, TileKeys where, int row,
-                                            int lane) {
+/// Keys that a query sees, or that all of some queries see: those below `end` that are also below `sink` or not below
+/// `begin`.
+struct SeenKeys {
+    int end, begin, sink;
+    /// True only when all of keys [j0, j1) are seen.
+    __device__ __forceinline__ bool all(int j0, int j1) const { return j1 <= end && (j1 <= sink || j0 >= begin); }
+};
+__device__ __forceinline__ SeenKeys seen_by(const TokenRule& rule, int query) {
+    return {rule.key_end(query), rule.local_begin(query), rule.window.sink};
+}
+__device__ __forceinline__ SeenKeys seen_by_all(const TokenRule& rule, int first, int last) {
+    const int windowed = min(last, rule.queries - rule.window.dense_tail) - 1;  // begins rise up to here, then are 0
+    return {rule.key_end(first), windowed < first ? 0 : rule.local_begin(windowed), rule.window.sink};
+}
+
+/// Hides what the token rule hides in a tile of key blocks. `keys_of(half)`: of the thread's first and second row.
+template <int Scores, class KeysOf>
+__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& keys_of, TileKeys where, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
+        const SeenKeys keys = keys_of(half);
 #pragma unroll
         for (int run = 0; run < Scores / 32; ++run) {  // bounds relative to the thread's first key of the run
             const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
-            const int run_end = end - base, run_begin = begin - base, run_sink = rule.window.sink - base;
+            const int run_end = keys.end - base, run_begin = keys.begin - base, run_sink = keys.sink - base;
 #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int key = 8 * (i / 2) + i % 2;
@@ -36,39 +49,43 @@ __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule&
         }
     }
 }
-/// The same for single keys: `keys` are those of the tile, `count` of them.
-template <int Scores>
-__device__ __forceinline__ void mask_singles(float (&s)[Scores], const TokenRule& rule, const std::int32_t* keys,
-                                             int count, int row, int lane) {
-    const int end[2] = {rule.key_end(row), rule.key_end(row + 8)};
-    const int begin[2] = {rule.local_begin(row), rule.local_begin(row + 8)};
+/// The same for single keys: `list` are those of the tile, `count` of them.
+template <int Scores, class KeysOf>
+__device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& keys_of, const std::int32_t* list,
+                                             int count, int lane) {
+    const SeenKeys keys[2] = {keys_of(0), keys_of(1)};
 #pragma unroll
     for (int i = 0; i < Scores / 2; ++i) {
         const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-        const int key = column < count ? __ldg(keys + column) : TileKeys::nowhere;
+        const int key = column < count ? __ldg(list + column) : TileKeys::nowhere;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float& score = s[4 * (i / 2) + 2 * half + i % 2];
-            if (!(key < end[half] && (key < rule.window.sink || key >= begin[half]))) score = -INFINITY;
+            const bool kept = key < keys[half].end && (key < keys[half].sink || key >= keys[half].begin);
+            if (!kept) score = -INFINITY;
         }
     }
 }
 
-/// Masks the scores of one warpgroup where needed; `first` is its first query.
+/// True when all queries see all keys of a step, by those that all of them see.
 template <class Shape>
-__device__ __forceinline__ void mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const Tile& tile,
-                                            TileKeys where, const std::int32_t* single_keys, int first, int row,
-                                            int lane) {
+__device__ __forceinline__ bool all_seen(const SeenKeys& common, TileKeys where) {
+    if (where.low < 0) return false;
+    if (where.high == where.low + (Shape::runs - 1) * 64) return common.all(where.low, where.low + Shape::keys);
+    return common.all(where.low, where.low + 64) && common.all(where.high, where.high + 64);
+}
+/// Masks the scores. Returns how many of the step's keys stand before the end of the sequence: what was loaded behind
+/// them belongs to the next one.
+template <class Shape, class KeysOf>
+__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const KeysOf& keys_of, const Tile& tile,
+                                           TileKeys where, int lane) {
     if (where.low < 0) {
-        mask_singles(s, rule, single_keys + where.high, tile.singles - where.high, row, lane);
-        return;
+        mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
+        return Shape::keys;
     }
-    const int last = min(first + 64, rule.queries);
-    const bool whole = where.high == where.low + (Shape::runs - 1) * 64
-                           ? rule.all_visible(first, last, where.low, where.low + Shape::keys)
-                           : rule.all_visible(first, last, where.low, where.low + 64) &&
-                                 rule.all_visible(first, last, where.high, where.high + 64);
-    if (!whole) mask_blocks(s, rule, where, row, lane);
+    mask_blocks(s, keys_of, where, lane);
+    // The last block of a sequence is the last of a list, hence in the upper run.
+    return max(0, min(Shape::keys, Shape::keys - 64 + tile.key_count - where.high));
 }
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.

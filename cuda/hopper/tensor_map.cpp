@@ -24,7 +24,8 @@ Encode find_encoder() {
 
 }  // namespace
 
-cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens) {
+cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens,
+                           int box_heads) {
     static const Encode encode = find_encoder();
     if (encode == nullptr) return cudaErrorNotSupported;
     constexpr cuuint32_t channels = 64;  // 128 bytes, the width of the swizzle
@@ -34,7 +35,7 @@ cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int
     const std::int64_t head_stride = heads > 1 ? array.head_stride : head_dim;
     const std::int64_t token_stride = tokens > 1 ? array.token_stride : head_stride * heads;
     const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head_stride) * 2, static_cast<cuuint64_t>(token_stride) * 2};
-    const cuuint32_t box[3] = {channels, 1, static_cast<cuuint32_t>(box_tokens)};
+    const cuuint32_t box[3] = {channels, static_cast<cuuint32_t>(box_heads), static_cast<cuuint32_t>(box_tokens)};
     const cuuint32_t steps[3] = {1, 1, 1};
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, array.data, sizes, strides, box, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
