@@ -36,12 +36,17 @@ double mean(const std::vector<double>& values, std::size_t begin, std::size_t en
     return sum / static_cast<double>(end - begin);
 }
 
-// The same data, order and initial weights. Over ten steps' means the curves stay within one percent (measured: 0.3 %).
+// The same data, order and initial weights. Over ten steps' means the curves stay within one percent (measured: 0.04
+// %).
 TEST_F(PrecisionOfTraining, LossFollowsThatOfFp32) {
     for (const TrainMode mode : {TrainMode::dense, TrainMode::masks_and_weights}) {
         SCOPED_TRACE(to_string(mode));
         TrainOptions single = options(Precision::fp32, mode), rounded = options(Precision::bf16, mode);
-        single.max_steps = rounded.max_steps = 100;
+        for (TrainOptions* run : {&single, &rounded}) {
+            run->max_steps = 100;
+            run->learning_rate = 1e-3;  // faster, rounding grows along the way to another curve of the same height
+            run->warmup_ratio = 0.1;
+        }
         const auto wanted = losses(single, "fp32" + to_string(mode)), got = losses(rounded, "bf16" + to_string(mode));
         ASSERT_EQ(got.size(), 100U);
         EXPECT_LT(mean(got, 90, 100), 0.6 * mean(got, 0, 5)) << "nothing was learned";
@@ -76,7 +81,7 @@ TEST_F(PrecisionOfTraining, RestartEndsWithTheSameBits) {
     }
     EXPECT_GT(between, wanted.at(name).size() / 2);
     for (const TensorInfo& tensor : reader.tensors()) {
-        if (tensor.name == name) EXPECT_EQ(tensor.dtype, DType::float32);
+        EXPECT_TRUE(tensor.name != name || tensor.dtype == DType::float32) << name;
     }
 }
 
