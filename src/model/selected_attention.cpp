@@ -155,5 +155,6 @@ std::int64_t SelectedAttention<Exec, T>::allocated() const {
 }
 
 template class SelectedAttention<Kokkos::DefaultExecutionSpace, float>;
+template class SelectedAttention<Kokkos::DefaultExecutionSpace, bf16>;
 
 }  // namespace sparseattn
