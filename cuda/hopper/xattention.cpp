@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <vector>
+#include <cstdlib>
 
 #include "cuda/hopper/tensor_map.hpp"
 #include "cuda/hopper/xattention_args.hpp"
@@ -11,7 +12,6 @@ namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr std::size_t part_bytes = std::size_t{256} << 20;  // of the row sums of one part, where a part can be so small
-constexpr int most_shared = 200 * 1024;
 
 int ceil_div(int a, int b) {
     return (a + b - 1) / b;
@@ -20,13 +20,13 @@ int ceil_div(int a, int b) {
 /// A run of row tiles whose tiles lie together in the plan's list.
 struct Rows {
     int first_row, rows;    // query blocks of the batch
-    int first_tile, tiles;  // of the plan
+    int first_tile, tiles, first_half, halves;  // of the plan
 };
 
 /// Everything that the host derives from the lengths of the sequences.
 struct Geometry {
     XAttentionShape shape{};
-    int row_tiles = 0, tiles = 0, word_count = 1, shared_floats = 0;
+    int row_tiles = 0, tiles = 0, halves = 0, word_count = 1, warp_floats = 0;
     int heads_per_part = 1;
     std::vector<Rows> parts;  // of one head; more than one only when heads_per_part is 1
     std::size_t head_bytes = 0;
@@ -41,7 +41,6 @@ XAttentionShape make_shape(const XAttentionParams& params) {
     XAttentionShape shape{};
     shape.block = params.block;
     shape.stride = params.stride;
-    shape.tile_columns = 256;
     shape.causal = params.causal;
     shape.reversed = params.reversed;
     shape.keep_sink = params.keep_sink;
@@ -65,18 +64,20 @@ Geometry make_geometry(const XAttentionParams& params) {
         const int strided = ceil_div(queries, shape.stride), blocks = ceil_div(queries, shape.block);
         longest = std::max(longest, ceil_div(keys, shape.block));
         for (int first = 0; first < strided; first += strided_tile, ++result.row_tiles) {
-            if (result.row_tiles % band == 0) bands.push_back({row, 0, result.tiles, 0});
-            const int tiles = tile_count(shape, first, queries, keys);
+            if (result.row_tiles % band == 0) bands.push_back({row, 0, result.tiles, 0, result.halves, 0});
+            const TileCount count = count_tiles(shape, first, queries, keys);
             const int begin = first / strided_tile * per_tile;
             const int rows = std::min(blocks - begin, per_tile);
             bands.back().rows += rows;
-            bands.back().tiles += tiles;
+            bands.back().tiles += count.tiles;
+            bands.back().halves += count.halves;
             row += rows;
-            result.tiles += tiles;
+            result.tiles += count.tiles;
+            result.halves += count.halves;
         }
     }
     result.word_count = std::max(1, ceil_div(longest, 32));
-    result.shared_floats = longest + shape.block_columns() * ceil_div(longest, shape.tile_blocks());
+    result.warp_floats = result.word_count * 32 + shape.block_columns() * ceil_div(longest, shape.tile_blocks());
     const std::size_t one = tile_bytes(shape), whole = one * result.tiles;
     const std::size_t limit = std::max<std::size_t>(1, part_bytes / one);
     result.heads_per_part = static_cast<int>(
@@ -87,6 +88,7 @@ Geometry make_geometry(const XAttentionParams& params) {
         } else {
             result.parts.back().rows += next.rows;
             result.parts.back().tiles += next.tiles;
+            result.parts.back().halves += next.halves;
         }
     }
     for (const Rows& part : result.parts) {
@@ -118,6 +120,7 @@ Buffers carve(Memory& memory, const XAttentionParams& params, const Geometry& ge
     Buffers buffers;
     buffers.plan.row_tile_count = geometry.row_tiles;
     buffers.plan.tile_count = geometry.tiles;
+    buffers.plan.half_count = geometry.halves;
     buffers.plan.row_tile_begin = memory.take<std::int32_t>(static_cast<std::size_t>(params.batch.sequences) + 1);
     buffers.plan.row_tiles = memory.take<RowTile>(static_cast<std::size_t>(geometry.row_tiles) + 1);
     buffers.plan.places = memory.take<TilePlace>(static_cast<std::size_t>(geometry.tiles) + 1);
@@ -167,12 +170,14 @@ Status choose_everything(const XAttentionParams& params, const Geometry& geometr
     args.rows = params.target.rows;
     args.words = buffers.words;
     args.word_count = geometry.word_count;
-    return {launch_choice(args, geometry.shared_floats, params.stream), "kernel of heads that see every block"};
+    return {launch_choice(args, geometry.warp_floats, params.stream), "kernel of heads that see every block"};
 }
 
 Status estimate(const XAttentionParams& params, const Geometry& geometry, const Buffers& buffers, ScoreArgs& scores,
                 int multiprocessors) {
     scores.span = shared_span(scores.table, scores.heads, scores.group);
+    scores.cluster = scores.span % 2 == 0 ? 2 : 1;
+    if (const char* e = getenv("XC")) scores.cluster = std::min(scores.cluster, atoi(e));
     ChoiceArgs choice{};
     choice.shape = geometry.shape;
     choice.plan = buffers.plan;
@@ -188,13 +193,17 @@ Status estimate(const XAttentionParams& params, const Geometry& geometry, const 
     for (const Rows& part : geometry.parts) {
         scores.first_tile = choice.first_tile = part.first_tile;
         scores.tiles = choice.tiles = part.tiles;
+        scores.first_whole = part.first_tile - part.first_half;
+        scores.wholes = part.tiles - part.halves;
+        scores.first_half = part.first_half;
+        scores.halves = part.halves;
         choice.first_row = part.first_row;
         choice.rows = part.rows;
         if (part.tiles > 0) {
             const cudaError_t error = launch_scores(scores, multiprocessors, params.stream);
             if (error != cudaSuccess) return {error, "score kernel"};
         }
-        const cudaError_t error = launch_choice(choice, geometry.shared_floats, params.stream);
+        const cudaError_t error = launch_choice(choice, geometry.warp_floats, params.stream);
         if (error != cudaSuccess) return {error, "threshold kernel"};
     }
     return {};
@@ -216,7 +225,7 @@ const char* xattention_gap(const XAttentionParams& params) {
     if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
     if (!copyable(params.query)) return "query is not 16-byte aligned";
     if (!copyable(params.key)) return "key is not 16-byte aligned";
-    if (make_geometry(params).shared_floats > most_shared / static_cast<int>(sizeof(float))) {
+    if (make_geometry(params).warp_floats > most_choice_bytes / static_cast<int>(sizeof(float))) {
         return "a sequence has too many key blocks for the shared memory of a threshold";
     }
     return "";
@@ -252,7 +261,7 @@ Status xattention(const XAttentionParams& params) {
                          params.stride, strided_tile);
         if (error != cudaSuccess) return {error, "tensor map of query"};
         error = make_map(scores.key, params.key, params.batch.keys, params.key_heads, params.head_dim, params.stride,
-                         geometry.shape.tile_columns);
+                         tile_columns / 2);
         if (error != cudaSuccess) return {error, "tensor map of key"};
     }
     HeadTable everything{};

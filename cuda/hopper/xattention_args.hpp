@@ -9,15 +9,19 @@
 namespace sparseattn::cuda::hopper {
 
 inline constexpr int strided_tile = 128;  // strided query rows of one tile
+inline constexpr int tile_columns = 256;  // strided columns of one; a half tile has the first half of them
 inline constexpr int band = 8;            // row tiles whose tiles run together, for the sake of the cache
 inline constexpr int part_heads = 128;    // heads of one launch at most
+inline constexpr int most_choice_bytes = 200 * 1024;  // of shared memory for the rows that a thread block chooses for
 
 /// The strided rows [first, first + 128) of one sequence, and their tiles of strided columns.
 struct RowTile {
     std::int32_t sequence;
     std::int32_t first;
     std::int32_t columns;  // tiles of strided columns that the rows see
+    std::int32_t half;     // 1: the last of them is a half tile
     std::int32_t begin;    // number of the first of them
+    std::int32_t half_begin;  // half tiles before it
 };
 /// A tile of the list that the scores are formed from.
 struct TilePlace {
@@ -28,13 +32,14 @@ struct TilePlace {
 struct XAttentionPlan {
     std::int32_t* row_tile_begin;  // [sequences + 1]
     RowTile* row_tiles;
-    TilePlace* places;  // all tiles, in bands of row tiles, each by columns
-    int row_tile_count, tile_count;
+    TilePlace* places;  // whole tiles in bands of row tiles, each by columns; then, from `half_places`, half tiles
+    int row_tile_count, tile_count, half_count;
+    __host__ __device__ TilePlace* half_places() const { return places + (tile_count - half_count); }
 };
 
 /// Geometry.
 struct XAttentionShape {
-    int block, stride, tile_columns;
+    int block, stride;
     bool causal, reversed, keep_sink, keep_recent;
     float scale_log2;
     Batch batch;
@@ -52,12 +57,17 @@ __host__ __device__ inline int column_end(const XAttentionShape& shape, int row,
     }
     return (tokens + shape.stride - 1) / shape.stride;
 }
-/// Tiles of strided columns for the row tile that begins at `first`.
-__host__ __device__ inline int tile_count(const XAttentionShape& shape, int first, int queries, int keys) {
-    if (keys == 0) return 0;
+/// Tiles of strided columns for a row tile.
+struct TileCount {
+    int tiles, halves;  // halves of these tiles: 0 or 1
+};
+__host__ __device__ inline TileCount count_tiles(const XAttentionShape& shape, int first, int queries, int keys) {
+    if (keys == 0) return {0, 0};
     const int rows = (queries + shape.stride - 1) / shape.stride;
     const int last = (first + strided_tile < rows ? first + strided_tile : rows) - 1;
-    return (column_end(shape, last, queries, keys) + shape.tile_columns - 1) / shape.tile_columns;
+    const int columns = column_end(shape, last, queries, keys);
+    const int rest = columns % tile_columns;
+    return {(columns + tile_columns - 1) / tile_columns, rest > 0 && rest <= tile_columns / 2 ? 1 : 0};
 }
 
 /// A [tokens, heads, d] array seen as (channel, head, token % S, token / S): `full` holds the phases that every strided
@@ -75,14 +85,16 @@ struct HeadTable {
     std::int16_t list[part_heads];
 };
 
-/// One launch works on heads [0, heads) of the table and on tiles [first_tile, first_tile + tiles) of the plan.
+/// One launch works on heads [0, heads) of the table and on tiles of the plan: `tiles` from number `first_tile` on, whose
+/// places are `wholes` from `first_whole` on and `halves` from half place `first_half` on.
 struct ScoreArgs {
     StridedMap query, key;
     XAttentionShape shape;
     XAttentionPlan plan;
     HeadTable table;
     int heads, span, group;  // `span` neighbours of the table run a tile side by side
-    int first_tile, tiles;
+    int cluster;             // thread blocks that load keys for one another; 2: `span` is even
+    int first_tile, tiles, first_whole, wholes, first_half, halves;
     int panels;    // of 64 channels
     float* sums;   // [heads, tiles, 128, tile_blocks], by number of the tile
     float2* tops;  // [heads, tiles, 128]: maximum of the raw scores, and sum, over the tile's columns
@@ -106,9 +118,10 @@ struct ChoiceArgs {
 
 cudaError_t launch_plan(const XAttentionShape& shape, const XAttentionPlan& plan, cudaStream_t stream);
 cudaError_t launch_scores(const ScoreArgs& args, int multiprocessors, cudaStream_t stream);
-/// `shared_floats` floats of shared memory hold a row's masses and factors.
-cudaError_t launch_choice(const ChoiceArgs& args, int shared_floats, cudaStream_t stream);
-/// Offsets and columns of lists [0, target.lists), of which those past `mask_lists` are empty.
+/// `warp_floats` floats of shared memory hold a row's masses and factors. Writes bits, and into offsets[i + 1] the
+/// number of those of (list, row) i.
+cudaError_t launch_choice(const ChoiceArgs& args, int warp_floats, cudaStream_t stream);
+/// Offsets from these numbers, and columns, of lists [0, target.lists), of which those past `mask_lists` are empty.
 cudaError_t launch_lists(const SelectionTarget& target, const std::uint32_t* words, int word_count, int mask_lists,
                          cudaStream_t stream);
 

@@ -1,78 +1,105 @@
 #include <algorithm>
 
+#include "cuda/hopper/launch.hpp"
+#include "cuda/hopper/ptx.cuh"
 #include "cuda/hopper/xattention_args.hpp"
 
 namespace sparseattn::cuda::hopper {
 namespace {
 
-constexpr int threads = 128;
-constexpr int warps = threads / 32;
+constexpr unsigned whole = 0xffffffffu;
+constexpr int most_warps = 4;  // of a thread block; each works on a row of its own
 
-/// A sum over the thread block, the same in every thread and from run to run.
-struct BlockSum {
-    double* partial;  // shared, [2][warps]
-    int turn = 0;
-
-    __device__ __forceinline__ double operator()(double value) {
+/// Sums and extremes over a warp, in every lane and always in the same order.
+__device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-        double* mine = partial + turn * warps;
-        turn ^= 1;  // so that one barrier a sum is enough
-        if (threadIdx.x % 32 == 0) mine[threadIdx.x / 32] = value;
-        __syncthreads();
-        double sum = 0;
-#pragma unroll
-        for (int w = 0; w < warps; ++w) sum += mine[w];
-        return sum;
-    }
-};
-
-__device__ __forceinline__ std::uint32_t order_key(float value) {
-    const std::uint32_t bits = __float_as_uint(value);
-    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole, value, distance);
+    return value;
 }
 
-/// As select/detail/cut.hpp: values above `key` are taken, and of those equal to it the ones below `tie_end`.
+/// Blocks taken: those of mass >= `least`, and of those equal to it only the ones below `tie_end`. Masses are not
+/// negative, so that their bits order like they do.
 struct Cut {
-    std::uint32_t key = 0xffffffffu;
-    int tie_end = 0;
-    __device__ __forceinline__ bool takes(float value, int index) const {
-        const std::uint32_t k = order_key(value);
-        return k > key || (k == key && index < tie_end);
+    std::uint32_t least = 0xffffffffu;
+    int tie_end = 0x7fffffff;
+    __device__ __forceinline__ bool takes(float mass, int block) const {
+        const std::uint32_t bits = __float_as_uint(mass);
+        return bits > least || (bits == least && block < tie_end);
     }
 };
 
-/// The smallest set of largest values, ties lower index first, whose sum reaches `required`; forced ones count nothing.
-template <class Forced>
-__device__ __forceinline__ Cut find_cut(const float* values, int count, const Forced& forced, double required,
-                                        BlockSum& block_sum) {
-    if (required <= 0) return {};
-    const auto sum_where = [&](int end, const auto& takes) {
+/// The masses of a row, searched by one warp. Forced blocks count nothing.
+struct RowMasses {
+    const float* masses;  // shared
+    int count, lane;
+    bool sink, recent;
+    int own_begin, own_end;
+
+    __device__ __forceinline__ bool forced(int block) const {
+        return (sink && block == 0) || (recent && block >= own_begin && block < own_end);
+    }
+    struct Part {
+        double sum;
+        int blocks;
+    };
+    /// Those whose bits are at least `least`.
+    __device__ __forceinline__ Part from(std::uint32_t least) const {
         double sum = 0;
-        for (int i = threadIdx.x; i < end; i += threads) {
-            if (takes(order_key(values[i])) && !forced(i)) sum += values[i];
+        int blocks = 0;
+        for (int block = lane; block < count; block += 32) {
+            const float mass = masses[block];
+            if (__float_as_uint(mass) >= least && !forced(block)) {
+                sum += static_cast<double>(mass);
+                ++blocks;
+            }
         }
-        return block_sum(sum);
-    };
-    const auto sum_from = [&](std::uint64_t key) {
-        return sum_where(count, [=](std::uint32_t k) { return k >= key; });
-    };
-    std::uint64_t low = 0, high = std::uint64_t{1} << 32;
-    if (!(sum_from(low) >= required)) return {0, count};
-    low = 0x80000000u;  // no mass is negative
-    while (high - low > 1) {
-        const std::uint64_t middle = (low + high) / 2;
-        (sum_from(middle) >= required ? low : high) = middle;
+        return {warp_sum(sum), static_cast<int>(__reduce_add_sync(whole, blocks))};
     }
-    const auto key = static_cast<std::uint32_t>(low);
-    const double rest = required - sum_from(high);
-    int below = 0, tie_end = count;  // ties [0, below) fall short, [0, tie_end) suffice
-    while (tie_end - below > 1) {
-        const int middle = below + (tie_end - below) / 2;
-        (sum_where(middle, [=](std::uint32_t k) { return k == key; }) >= rest ? tie_end : below) = middle;
+    /// One past the place of the `wanted`-th (from 1) block with these bits.
+    __device__ __forceinline__ int tie_end(std::uint32_t bits, int wanted) const {
+        for (int base = 0; base < count; base += 32) {
+            const int block = base + lane;
+            const unsigned ties =
+                __ballot_sync(whole, block < count && __float_as_uint(masses[block]) == bits && !forced(block));
+            if (__popc(ties) >= wanted) return base + __fns(ties, 0, wanted) + 1;
+            wanted -= __popc(ties);
+        }
+        return count;
     }
-    return {key, tie_end};
-}
+    /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`.
+    __device__ __forceinline__ Cut cut(double required) const {
+        if (required <= 0) return {};
+        std::uint32_t least = 0xffffffffu, most = 0;
+        for (int block = lane; block < count; block += 32) {
+            const std::uint32_t bits = __float_as_uint(masses[block]);
+            if (forced(block)) continue;
+            least = min(least, bits);
+            most = max(most, bits);
+        }
+        std::uint32_t low = __reduce_min_sync(whole, least), high = __reduce_max_sync(whole, most) + 1;
+        Part at_low = from(0), at_high = {0, 0};
+        if (!(at_low.sum >= required)) return {0, 0x7fffffff};  // also when any mass is NaN
+        // The sum from `low` on reaches, that from `high` on does not; often one block between them is left early.
+        while (at_low.blocks - at_high.blocks > 1 && high - low > 1) {
+            const std::uint32_t middle = low + (high - low) / 2;
+            const Part part = from(middle);
+            if (part.sum >= required) {
+                low = middle;
+                at_low = part;
+            } else {
+                high = middle;
+                at_high = part;
+            }
+        }
+        if (at_low.blocks - at_high.blocks == 1) return {low, 0x7fffffff};
+        // Only ties are left between them. Multiples of a float are exact here.
+        const double each = __uint_as_float(low), rest = required - at_high.sum;
+        int wanted = max(1, static_cast<int>(rest / each));
+        while (wanted > 1 && (wanted - 1) * each >= rest) --wanted;
+        while (wanted * each < rest) ++wanted;
+        return {low, tie_end(low, wanted)};
+    }
+};
 
 /// The blocks that matter to a query block, as select/detail/problem.hpp has them.
 struct Span {
@@ -88,12 +115,51 @@ __device__ __forceinline__ Span row_span(const XAttentionShape& shape, int row, 
     return span;
 }
 
-/// One (head, query block) a thread block: its masses from the row sums of the tiles, then the cut, then the bits.
-__global__ void __launch_bounds__(threads) choose_blocks(const __grid_constant__ ChoiceArgs args) {
+/// factors[r, t] turn the sums that row r has in tile t into shares of the whole row: 32 / per_block lanes a row.
+__device__ __forceinline__ void row_factors(const float2* tops, int count, int tiles, int per_block, float scale_log2,
+                                            float* factors, int lane) {
+    const int lanes = 32 / per_block, r = min(lane / lanes, count - 1), sub = lane % lanes;
+    float top = -INFINITY;
+    for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
+    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(whole, top, distance));
+    float total = 0;
+    for (int t = sub; t < tiles; t += lanes) {
+        const float2 own = tops[t * strided_tile + r];
+        // A tile of -inf has sums of 0; a row of nothing else becomes NaN, as its softmax is.
+        const float factor = own.x == -INFINITY ? 1.0f : exp2_fast((own.x - top) * scale_log2);
+        if (lane / lanes < count) factors[r * tiles + t] = factor;
+        total += factor * own.y;
+    }
+    for (int distance = lanes / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(whole, total, distance);
+    const float scale = 1.0f / total;
+    if (lane / lanes < count) {
+        for (int t = sub; t < tiles; t += lanes) factors[r * tiles + t] *= scale;
+    }
+}
+
+/// A mass from the sums of up to 16 strided rows.
+template <int Rows>
+__device__ __forceinline__ float block_mass(const float* sums, int pitch, const float* factors, int tiles, int count) {
+    float own[Rows], mass = 0;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) own[r] = r < count ? __ldcs(sums + r * pitch) : 0.0f;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) mass = fmaf(own[r], r < count ? factors[r * tiles] : 0.0f, mass);
+    return mass;
+}
+
+/// One (head, query block) a warp: its masses from the row sums of the tiles, then the cut, then the bits.
+template <int PerBlock>
+__global__ void __launch_bounds__(32 * most_warps)
+    choose_blocks(const __grid_constant__ ChoiceArgs args, int warp_floats) {
     extern __shared__ float shared[];
-    __shared__ double partial[2 * warps];
+    dependents_may_launch();
+    wait_for_previous_kernel();
     const XAttentionShape& shape = args.shape;
-    const int member = blockIdx.y, row = args.first_row + blockIdx.x;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int member = blockIdx.y, in_part = blockIdx.x * (blockDim.x / 32) + warp;
+    if (in_part >= args.rows) return;
+    const int row = args.first_row + in_part;
     const int sequence = args.target.row_sequence[row], local = row - args.target.row_begin[sequence];
     const int queries = shape.batch.query_offsets[sequence + 1] - shape.batch.query_offsets[sequence];
     const int keys = shape.batch.key_offsets[sequence + 1] - shape.batch.key_offsets[sequence];
@@ -101,85 +167,79 @@ __global__ void __launch_bounds__(threads) choose_blocks(const __grid_constant__
     const std::int64_t list_row = static_cast<std::int64_t>(args.table.list[member]) * args.target.rows + row;
     std::uint32_t* words = args.words + list_row * args.word_count;
     if (args.sums == nullptr || keys == 0) {
-        for (int w = threadIdx.x; w < args.word_count; w += threads) {
+        for (int w = lane; w < args.word_count; w += 32) {
             const int bits = span.end - w * 32;
-            words[w] = bits >= 32 ? 0xffffffffu : bits > 0 ? (1u << bits) - 1 : 0;
+            words[w] = bits >= 32 ? whole : bits > 0 ? (1u << bits) - 1 : 0;
         }
+        if (lane == 0) args.target.offsets[list_row + 1] = max(span.end, 0);
         return;
     }
 
-    const int per_block = shape.block_columns(), tile_blocks = shape.tile_blocks();
-    const int strided = (queries + shape.stride - 1) / shape.stride;
-    const int first = local * per_block, count = min(per_block, strided - first);
+    const int tile_blocks = shape.tile_blocks(), strided = (queries + shape.stride - 1) / shape.stride;
+    const int first = local * PerBlock, count = min(PerBlock, strided - first);
     const RowTile tile = args.plan.row_tiles[args.plan.row_tile_begin[sequence] + first / strided_tile];
     const int tiles = (span.end + tile_blocks - 1) / tile_blocks;
     const std::int64_t number = static_cast<std::int64_t>(member) * args.tiles + tile.begin - args.first_tile;
     const int in_tile = first % strided_tile;
-    float* factors = shared;  // [count, tiles]
-    float* masses = shared + count * tiles;
-
-    for (int r = threadIdx.x / 32; r < count; r += warps) {  // a warp a strided row
-        const float2* tops = args.tops + number * strided_tile + in_tile + r;
-        float top = -INFINITY;
-        for (int t = threadIdx.x % 32; t < tiles; t += 32) top = fmaxf(top, tops[t * strided_tile].x);
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, distance));
-        float total = 0;
-        for (int t = threadIdx.x % 32; t < tiles; t += 32) {
-            const float2 own = tops[t * strided_tile];
-            // A tile of -inf has sums of 0; a row of nothing else becomes NaN, as its softmax is.
-            const float factor = own.x == -INFINITY ? 1.0f : exp2f((own.x - top) * shape.scale_log2);
-            factors[r * tiles + t] = factor;
-            total += factor * own.y;
-        }
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) total += __shfl_xor_sync(0xffffffffu, total, distance);
-        const float scale = 1.0f / total;
-        for (int t = threadIdx.x % 32; t < tiles; t += 32) factors[r * tiles + t] *= scale;
-    }
-    __syncthreads();
-    for (int block = threadIdx.x; block < span.end; block += threads) {
+    float* masses = shared + warp * warp_floats;
+    float* factors = masses + args.word_count * 32;  // [count, tiles]
+    row_factors(args.tops + number * strided_tile + in_tile, count, tiles, PerBlock, shape.scale_log2, factors, lane);
+    __syncwarp();
+    double all = 0, held = 0;
+    const RowMasses row_masses{masses,         span.end,       lane, shape.keep_sink, shape.keep_recent,
+                               span.own_begin, span.own_end};
+#pragma unroll 2
+    for (int block = lane; block < span.end; block += 32) {
         const int t = block / tile_blocks;
         const float* sums = args.sums + ((number + t) * strided_tile + in_tile) * tile_blocks + block % tile_blocks;
-        float mass = 0;
-        for (int r = 0; r < count; ++r) mass = fmaf(sums[r * tile_blocks], factors[r * tiles + t], mass);
+        const float mass = block_mass<PerBlock>(sums, tile_blocks, factors + t, tiles, count);
         masses[block] = mass;
         if (args.masses != nullptr) args.masses[list_row * args.mass_stride + block] = mass;
+        all += static_cast<double>(mass);
+        if (row_masses.forced(block)) held += static_cast<double>(mass);
     }
-    __syncthreads();
+    __syncwarp();
+    const double total = warp_sum(all);
+    const Cut cut = row_masses.cut(args.table.threshold[member] * total - warp_sum(held));
+    int taken_blocks = 0;
+    for (int w = 0; w < args.word_count; ++w) {
+        const int block = w * 32 + lane;
+        const bool taken = block < span.end && (row_masses.forced(block) || cut.takes(masses[block], block));
+        const unsigned word = __ballot_sync(whole, taken);
+        taken_blocks += __popc(word);
+        if (lane == 0) words[w] = word;
+    }
+    if (lane == 0) args.target.offsets[list_row + 1] = taken_blocks;
+}
 
-    const bool sink = shape.keep_sink, recent = shape.keep_recent;
-    const auto forced = [=](int block) {
-        return (sink && block == 0) || (recent && block >= span.own_begin && block < span.own_end);
-    };
-    BlockSum block_sum{partial};
-    double all = 0, held = 0;
-    for (int block = threadIdx.x; block < span.end; block += threads) {
-        all += masses[block];
-        if (forced(block)) held += masses[block];
-    }
-    const double total = block_sum(all);
-    const double required = args.table.threshold[member] * total - block_sum(held);
-    const Cut cut = find_cut(masses, span.end, forced, required, block_sum);
-    for (int base = threadIdx.x - threadIdx.x % 32; base < args.word_count * 32; base += threads) {
-        const int block = base + threadIdx.x % 32;
-        const bool taken = block < span.end && (forced(block) || cut.takes(masses[block], block));
-        const std::uint32_t word = __ballot_sync(0xffffffffu, taken);
-        if (threadIdx.x % 32 == 0) words[base / 32] = word;
-    }
+template <int PerBlock>
+cudaError_t launch(const ChoiceArgs& args, int warp_floats, cudaStream_t stream) {
+    const int warp_bytes = warp_floats * static_cast<int>(sizeof(float));
+    const int warps = std::clamp(most_choice_bytes / warp_bytes, 1, most_warps);
+    const cudaError_t error =
+        cudaFuncSetAttribute(choose_blocks<PerBlock>, cudaFuncAttributeMaxDynamicSharedMemorySize, warps * warp_bytes);
+    if (error != cudaSuccess) return error;
+    return launch_overlapping(choose_blocks<PerBlock>, dim3((args.rows + warps - 1) / warps, args.heads), 32 * warps,
+                              warps * warp_bytes, stream, args, warp_floats);
 }
 
 }  // namespace
 
-cudaError_t launch_choice(const ChoiceArgs& args, int shared_floats, cudaStream_t stream) {
-    const int bytes = shared_floats * static_cast<int>(sizeof(float));
-    if (bytes > 48 * 1024) {
-        const cudaError_t error =
-            cudaFuncSetAttribute(choose_blocks, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-        if (error != cudaSuccess) return error;
+cudaError_t launch_choice(const ChoiceArgs& args, int warp_floats, cudaStream_t stream) {
+    switch (args.shape.block_columns()) {
+        case 1:
+            return launch<1>(args, warp_floats, stream);
+        case 2:
+            return launch<2>(args, warp_floats, stream);
+        case 4:
+            return launch<4>(args, warp_floats, stream);
+        case 8:
+            return launch<8>(args, warp_floats, stream);
+        case 16:
+            return launch<16>(args, warp_floats, stream);
+        default:
+            return cudaErrorNotSupported;
     }
-    choose_blocks<<<dim3(args.rows, args.heads), threads, bytes, stream>>>(args);
-    return cudaGetLastError();
 }
 
 }  // namespace sparseattn::cuda::hopper

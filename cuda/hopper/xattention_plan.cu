@@ -60,30 +60,41 @@ __global__ void __launch_bounds__(threads) make_plan(XAttentionShape shape, XAtt
             return (rows + strided_tile - 1) / strided_tile;
         },
         [&](int s, int begin) { plan.row_tile_begin[s] = begin; }, warp_sum);
-    const auto size = [&](int tile) {
+    const auto tiles_of = [&](int tile) {
         const int s = find_last(batch.sequences, tile, [&](int i) { return plan.row_tile_begin[i]; });
-        const int first = (tile - plan.row_tile_begin[s]) * strided_tile;
-        plan.row_tiles[tile].sequence = s;
-        plan.row_tiles[tile].first = first;
-        return plan.row_tiles[tile].columns = tile_count(shape, first, queries_of(s), keys_of(s));
+        RowTile& rows = plan.row_tiles[tile];
+        rows.sequence = s;
+        rows.first = (tile - plan.row_tile_begin[s]) * strided_tile;
+        const TileCount count = count_tiles(shape, rows.first, queries_of(s), keys_of(s));
+        rows.half = count.halves;
+        return rows.columns = count.tiles;
     };
+    const int count = plan.row_tile_count;
     scan_sizes(
-        plan.row_tile_count, size,
+        count, tiles_of,
         [&](int tile, int begin) {
-            if (tile < plan.row_tile_count) plan.row_tiles[tile].begin = begin;
+            if (tile < count) plan.row_tiles[tile].begin = begin;
         },
         warp_sum);
-    // Within a band of row tiles all tiles of column 0, then all of column 1, ...
+    scan_sizes(
+        count, [&](int tile) { return plan.row_tiles[tile].half; },
+        [&](int tile, int begin) {
+            if (tile < count) plan.row_tiles[tile].half_begin = begin;
+        },
+        warp_sum);
+    // Within a band of row tiles all whole tiles of column 0, then all of column 1, ...
     for (int number = threadIdx.x; number < plan.tile_count; number += threads) {
-        const int tile =
-            find_last(plan.row_tile_count, number, [&](int i) { return plan.row_tiles[i].begin; });
-        const int column = number - plan.row_tiles[tile].begin;
-        const int first = tile / band * band;
-        const int last = min(first + band, plan.row_tile_count);
-        int place = plan.row_tiles[first].begin;
+        const int tile = find_last(count, number, [&](int i) { return plan.row_tiles[i].begin; });
+        const RowTile& rows = plan.row_tiles[tile];
+        const int column = number - rows.begin, first = tile / band * band, last = min(first + band, count);
+        if (column + 1 == rows.columns && rows.half == 1) {
+            plan.half_places()[rows.half_begin] = {tile, column};
+            continue;
+        }
+        int place = plan.row_tiles[first].begin - plan.row_tiles[first].half_begin;
         for (int other = first; other < last; ++other) {
-            const int columns = plan.row_tiles[other].columns;
-            place += min(columns, column) + (other < tile && columns > column ? 1 : 0);
+            const int wholes = plan.row_tiles[other].columns - plan.row_tiles[other].half;
+            place += min(wholes, column) + (other < tile && wholes > column ? 1 : 0);
         }
         plan.places[place] = {tile, column};
     }

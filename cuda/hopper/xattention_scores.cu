@@ -3,19 +3,19 @@
 namespace sparseattn::cuda::hopper {
 namespace {
 
-template <int TileColumns>
+template <int Cluster>
 cudaError_t launch(const ScoreArgs& args, int multiprocessors, cudaStream_t stream) {
     switch (args.shape.block_columns()) {
         case 1:
-            return launch_score_kernel<TileColumns, 1>(args, multiprocessors, stream);
+            return launch_score_kernel<1, Cluster>(args, multiprocessors, stream);
         case 2:
-            return launch_score_kernel<TileColumns, 2>(args, multiprocessors, stream);
+            return launch_score_kernel<2, Cluster>(args, multiprocessors, stream);
         case 4:
-            return launch_score_kernel<TileColumns, 4>(args, multiprocessors, stream);
+            return launch_score_kernel<4, Cluster>(args, multiprocessors, stream);
         case 8:
-            return launch_score_kernel<TileColumns, 8>(args, multiprocessors, stream);
+            return launch_score_kernel<8, Cluster>(args, multiprocessors, stream);
         case 16:
-            return launch_score_kernel<TileColumns, 16>(args, multiprocessors, stream);
+            return launch_score_kernel<16, Cluster>(args, multiprocessors, stream);
         default:
             return cudaErrorNotSupported;
     }
@@ -24,8 +24,7 @@ cudaError_t launch(const ScoreArgs& args, int multiprocessors, cudaStream_t stre
 }  // namespace
 
 cudaError_t launch_scores(const ScoreArgs& args, int multiprocessors, cudaStream_t stream) {
-    return args.shape.tile_columns == 256 ? launch<256>(args, multiprocessors, stream)
-                                          : launch<128>(args, multiprocessors, stream);
+    return args.cluster == 2 ? launch<2>(args, multiprocessors, stream) : launch<1>(args, multiprocessors, stream);
 }
 
 }  // namespace sparseattn::cuda::hopper
