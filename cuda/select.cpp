@@ -27,7 +27,8 @@ const char* broken_argument(const XAttentionParams& p) {
         if (p.batch.key_offsets == nullptr || p.host_key_offsets == nullptr) return "key_offsets";
     }
     if (p.batch.queries > 0) {
-        if (p.target.rows == 0 || p.target.row_begin == nullptr || p.target.row_sequence == nullptr) return "target.rows";
+        if (p.target.rows == 0 || p.target.row_begin == nullptr || p.target.row_sequence == nullptr)
+            return "target.rows";
         if (p.query.data == nullptr) return "query";
         if (p.batch.keys > 0 && p.key.data == nullptr) return "key";
         if (p.batch.keys > 0 && p.target.columns == nullptr) return "target.columns";

@@ -9,12 +9,12 @@ namespace sparseattn::cuda {
 
 /// Where key blocks of each query block are chosen, and where the lists go: BlockGrid and the arrays of a BlockLayout.
 struct SelectionTarget {
-    int rows = 0;                             // query blocks of all sequences
-    const std::int32_t* row_begin = nullptr;  // [sequences + 1]
+    int rows = 0;                                // query blocks of all sequences
+    const std::int32_t* row_begin = nullptr;     // [sequences + 1]
     const std::int32_t* row_sequence = nullptr;  // [rows]
-    int lists = 0;                               // of the layout, at least the heads to estimate; lists past those are empty
-    std::int64_t* offsets = nullptr;             // [lists * rows + 1], written
-    std::int32_t* columns = nullptr;             // written; room for every block that each (list, row) may visit
+    int lists = 0;                    // of the layout, at least the heads to estimate; lists past those are empty
+    std::int64_t* offsets = nullptr;  // [lists * rows + 1], written
+    std::int32_t* columns = nullptr;  // written; room for every block that each (list, row) may visit
 };
 
 /// XAttention (arXiv 2503.16428) as select/xattention.hpp defines it: list e gets, in every query block, the smallest
@@ -35,9 +35,9 @@ struct XAttentionParams {
     Batch batch;
     const std::int32_t* host_query_offsets = nullptr;  // the same as batch's, in host memory, read during the call
     const std::int32_t* host_key_offsets = nullptr;
-    int estimated = 0;                     // heads to estimate
-    const std::int32_t* heads = nullptr;   // [estimated] ascending, host memory, read during the call
-    const double* thresholds = nullptr;    // [estimated] above 0, host memory; 1 or more: every block
+    int estimated = 0;                    // heads to estimate
+    const std::int32_t* heads = nullptr;  // [estimated] ascending, host memory, read during the call
+    const double* thresholds = nullptr;   // [estimated] above 0, host memory; 1 or more: every block
     SelectionTarget target;
     // When not null, [estimated, rows, mass_stride]: the masses, of the blocks that a row sees. Not written for heads
     // that visit every block.

@@ -8,7 +8,6 @@ namespace {
 constexpr int scan_threads = 1024;
 constexpr int fill_threads = 256;
 
-
 /// Sums offsets[1 .. rows] in place, one thread block; those past `mask_rows` count as 0.
 __global__ void __launch_bounds__(scan_threads)
     scan_offsets(std::int64_t* offsets, std::int64_t rows, std::int64_t mask_rows) {
@@ -35,8 +34,8 @@ __global__ void __launch_bounds__(scan_threads)
 }
 
 /// Bits to ascending columns, a warp a row.
-__global__ void __launch_bounds__(fill_threads) fill_columns(SelectionTarget target, const std::uint32_t* words,
-                                                             int word_count, std::int64_t mask_rows) {
+__global__ void __launch_bounds__(fill_threads)
+    fill_columns(SelectionTarget target, const std::uint32_t* words, int word_count, std::int64_t mask_rows) {
     wait_for_previous_kernel();
     const std::int64_t row = (static_cast<std::int64_t>(blockIdx.x) * fill_threads + threadIdx.x) / 32;
     if (row >= mask_rows) return;

@@ -34,10 +34,9 @@ cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[R
     for (int i = 0; i < Rank - 1; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * 2;
     boxes[0] = 64;
     boxes[Rank - 1] = static_cast<cuuint32_t>(box);
-    const CUresult result =
-        encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, data, sizes, bytes, boxes, steps,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, data, sizes, bytes, boxes, steps,
+                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -50,10 +49,10 @@ std::int64_t head_stride(const Heads& array, int heads, int head_dim) {
 
 cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens) {
     const std::int64_t between_heads = head_stride(array, heads, head_dim);
-    return encode_map<3>(map, array.data,
-                         {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads),
-                          static_cast<cuuint64_t>(tokens)},
-                         {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens);
+    return encode_map<3>(
+        map, array.data,
+        {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(tokens)},
+        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens);
 }
 
 cudaError_t make_strided_map(CUtensorMap& map, const Heads& array, int heads, int head_dim, int stride, int phases,

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 #include <cstdlib>
+#include <vector>
 
 #include "cuda/hopper/tensor_map.hpp"
 #include "cuda/hopper/xattention_args.hpp"
@@ -19,7 +19,7 @@ int ceil_div(int a, int b) {
 
 /// A run of row tiles whose tiles lie together in the plan's list.
 struct Rows {
-    int first_row, rows;    // query blocks of the batch
+    int first_row, rows;                        // query blocks of the batch
     int first_tile, tiles, first_half, halves;  // of the plan
 };
 
@@ -80,8 +80,8 @@ Geometry make_geometry(const XAttentionParams& params) {
     result.warp_floats = result.word_count * 32 + shape.block_columns() * ceil_div(longest, shape.tile_blocks());
     const std::size_t one = tile_bytes(shape), whole = one * result.tiles;
     const std::size_t limit = std::max<std::size_t>(1, part_bytes / one);
-    result.heads_per_part = static_cast<int>(
-        std::clamp<std::size_t>(whole == 0 ? part_heads : part_bytes / whole, 1, part_heads));
+    result.heads_per_part =
+        static_cast<int>(std::clamp<std::size_t>(whole == 0 ? part_heads : part_bytes / whole, 1, part_heads));
     for (const Rows& next : bands) {
         if (result.parts.empty() || static_cast<std::size_t>(result.parts.back().tiles + next.tiles) > limit) {
             result.parts.push_back(next);
@@ -135,8 +135,8 @@ Buffers carve(Memory& memory, const XAttentionParams& params, const Geometry& ge
 cudaError_t make_map(StridedMap& map, const Heads& array, int tokens, int heads, int head_dim, int stride, int box) {
     map.rows = tokens / stride;
     map.rest = tokens % stride;
-    cudaError_t error =
-        make_strided_map(map.full, array, heads, head_dim, stride, map.rows > 0 ? stride : 1, std::max(map.rows, 1), box);
+    cudaError_t error = make_strided_map(map.full, array, heads, head_dim, stride, map.rows > 0 ? stride : 1,
+                                         std::max(map.rows, 1), box);
     if (error != cudaSuccess) return error;
     map.longer = map.full;
     if (map.rest == 0) return cudaSuccess;

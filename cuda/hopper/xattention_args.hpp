@@ -8,19 +8,19 @@
 
 namespace sparseattn::cuda::hopper {
 
-inline constexpr int strided_tile = 128;  // strided query rows of one tile
-inline constexpr int tile_columns = 256;  // strided columns of one; a half tile has the first half of them
-inline constexpr int band = 8;            // row tiles whose tiles run together, for the sake of the cache
-inline constexpr int part_heads = 128;    // heads of one launch at most
+inline constexpr int strided_tile = 128;              // strided query rows of one tile
+inline constexpr int tile_columns = 256;              // strided columns of one; a half tile has the first half of them
+inline constexpr int band = 8;                        // row tiles whose tiles run together, for the sake of the cache
+inline constexpr int part_heads = 128;                // heads of one launch at most
 inline constexpr int most_choice_bytes = 200 * 1024;  // of shared memory for the rows that a thread block chooses for
 
 /// The strided rows [first, first + 128) of one sequence, and their tiles of strided columns.
 struct RowTile {
     std::int32_t sequence;
     std::int32_t first;
-    std::int32_t columns;  // tiles of strided columns that the rows see
-    std::int32_t half;     // 1: the last of them is a half tile
-    std::int32_t begin;    // number of the first of them
+    std::int32_t columns;     // tiles of strided columns that the rows see
+    std::int32_t half;        // 1: the last of them is a half tile
+    std::int32_t begin;       // number of the first of them
     std::int32_t half_begin;  // half tiles before it
 };
 /// A tile of the list that the scores are formed from.
@@ -85,8 +85,8 @@ struct HeadTable {
     std::int16_t list[part_heads];
 };
 
-/// One launch works on heads [0, heads) of the table and on tiles of the plan: `tiles` from number `first_tile` on, whose
-/// places are `wholes` from `first_whole` on and `halves` from half place `first_half` on.
+/// One launch works on heads [0, heads) of the table and on tiles of the plan: `tiles` from number `first_tile` on,
+/// whose places are `wholes` from `first_whole` on and `halves` from half place `first_half` on.
 struct ScoreArgs {
     StridedMap query, key;
     XAttentionShape shape;

@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(32 * most_warps)
     row_factors(args.tops + number * strided_tile + in_tile, count, tiles, PerBlock, shape.scale_log2, factors, lane);
     __syncwarp();
     double all = 0, held = 0;
-    const RowMasses row_masses{masses,         span.end,       lane, shape.keep_sink, shape.keep_recent,
+    const RowMasses row_masses{masses,         span.end,    lane, shape.keep_sink, shape.keep_recent,
                                span.own_begin, span.own_end};
 #pragma unroll 2
     for (int block = lane; block < span.end; block += 32) {

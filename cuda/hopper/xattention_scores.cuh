@@ -11,8 +11,8 @@
 
 namespace sparseattn::cuda::hopper {
 
-/// Cluster: 2 when neighbours of the table always share their keys; two thread blocks then work on one tile of two heads
-/// and load half of the keys for both.
+/// Cluster: 2 when neighbours of the table always share their keys; two thread blocks then work on one tile of two
+/// heads and load half of the keys for both.
 template <int BlockColumns_, int Cluster_>
 struct ScoreShape {
     static constexpr int cluster = Cluster_;
@@ -104,14 +104,17 @@ __device__ __forceinline__ void load_scores(const ScoreArgs& args, ScoreStorage<
         const int key_head = tile.head / args.group;
         for (int s = 0; s < stride; ++s) {
             const int query_phase = args.shape.reversed ? stride - 1 - s : s;
-            const StridedPlace query(args.query, tile.query_begin + (tile.first_row << shift) + query_phase, shift, mask);
+            const StridedPlace query(args.query, tile.query_begin + (tile.first_row << shift) + query_phase, shift,
+                                     mask);
             const StridedPlace key(args.key, tile.key_begin + (tile.first_column << shift) + s, shift, mask);
-            const bool clear = tile.clear && (past_end(query_phase, tile.queries, mask) || past_end(s, tile.keys, mask));
+            const bool clear =
+                tile.clear && (past_end(query_phase, tile.queries, mask) || past_end(s, tile.keys, mask));
             for (int panel = 0; panel < args.panels; ++panel) {
                 barrier_wait(&storage.empty[ring.stage], ring.phase ^ 1);
                 Barrier* barrier = clear ? &storage.landed[ring.stage] : &storage.full[ring.stage];
                 barrier_expect(barrier, Shape::query_bytes + (tile.half ? half_bytes : Shape::key_bytes));
-                tensor_load(storage.query[ring.stage], query.map, barrier, panel * 64, tile.head, query.phase, query.row);
+                tensor_load(storage.query[ring.stage], query.map, barrier, panel * 64, tile.head, query.phase,
+                            query.row);
                 for (int half = 0; half < (tile.half ? 1 : 2); ++half) {
                     unsigned char* to = storage.key[ring.stage] + half * half_bytes;
                     const int row = key.row + half * (tile_columns / 2);
@@ -252,8 +255,9 @@ __device__ __forceinline__ void finish_tile(const ScoreArgs& args, const ScoreTi
             value = exp2_fast(fmaf(value, shape.scale_log2, -base));
         }
         float* sums = args.sums + (tile.number * strided_tile + local) * Shape::blocks;
-        const float total = block_sums<columns, Shape::block_columns>([&](int i) { return acc[4 * (i / 2) + 2 * half + i % 2]; },
-                                              [&](int block, float sum) { sums[block] = sum; }, lane);
+        const float total =
+            block_sums<columns, Shape::block_columns>([&](int i) { return acc[4 * (i / 2) + 2 * half + i % 2]; },
+                                                      [&](int block, float sum) { sums[block] = sum; }, lane);
         if (lane % 4 == 0) args.tops[tile.number * strided_tile + local] = make_float2(top, total);
     }
 }

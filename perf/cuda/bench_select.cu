@@ -1,5 +1,6 @@
 /// \file
-/// Times the CUDA selection beside the dense causal forward. Arguments: longest sequence (131072), seconds a case (0.2).
+/// Times the CUDA selection beside the dense causal forward. Arguments: longest sequence (131072), seconds a case
+/// (0.2).
 
 #include "perf/cuda/bench_select.cuh"
 

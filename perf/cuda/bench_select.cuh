@@ -13,8 +13,20 @@ namespace sparseattn::cuda::testing {
 /// One line: XAttention's time (lists included) over that of the dense causal forward, which takes `dense_ms`.
 inline double bench_selection(int length, int query_heads, int key_heads, int head_dim, int block, int stride,
                               double threshold, double dense_ms, double seconds, std::FILE* json) {
-    SelectProblem p({"bench", {length}, {length}, query_heads, key_heads, head_dim, block, stride, true, true, false,
-                     false, true, {threshold}},
+    SelectProblem p({"bench",
+                     {length},
+                     {length},
+                     query_heads,
+                     key_heads,
+                     head_dim,
+                     block,
+                     stride,
+                     true,
+                     true,
+                     false,
+                     false,
+                     true,
+                     {threshold}},
                     17);
     const char* why = "";
     if (xattention_kernel(p.params, &why) == Kernel::none) {
@@ -30,7 +42,8 @@ inline double bench_selection(int length, int query_heads, int key_heads, int he
         }
     });
     const auto offsets = p.offsets.host();
-    const double rows = p.host.rows(), kept = static_cast<double>(offsets.back()) / query_heads / (rows * (rows + 1) / 2);
+    const double rows = p.host.rows(),
+                 kept = static_cast<double>(offsets.back()) / query_heads / (rows * (rows + 1) / 2);
     const double strided = static_cast<double>(length) / stride;
     const double tflops = strided * strided * stride * head_dim * query_heads * 1e-9 / ms;  // of the visible half
     std::printf(

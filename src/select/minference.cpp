@@ -306,13 +306,11 @@ std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& seque
 }
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
-                                                           const HeadsView<const T, typename Exec::memory_space>& query,
-                                                           const HeadsView<const T, typename Exec::memory_space>& key,
-                                                           const Sequences<typename Exec::memory_space>& sequences,
-                                                           const MInferenceOptions& options,
-                                                           Workspace<typename Exec::memory_space>& workspace,
-                                                           const EstimatedHeads& estimate) {
+void select_minference(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_minference");
     const detail::SelectionShape shape = detail::check_selection<T, Mem>(query, key, sequences, true);
@@ -338,10 +336,12 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
             if (!pooled[kv_head].empty()) visit_blocks(exec, inputs, kv_head, pooled[kv_head], shapes[s]);
         }
     }
-    const auto scored = detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
-                                                 detail::estimated_head_list(heads, shape.heads),
-                                                 {buffers.columns, buffers.column_count});
-    if (heads.size() == estimated.size()) return scored;
+    const bool all_scored = heads.size() == estimated.size();
+    BlockLayout<Mem> scored;
+    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
+                             detail::estimated_head_list(heads, shape.heads), {buffers.columns, buffers.column_count},
+                             all_scored ? layout : scored);
+    if (all_scored) return;
 
     std::vector<HeadMode> modes(shape.heads);
     std::vector<int> pick(shape.heads, 0);
@@ -352,10 +352,27 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
         pick[head] = 1;
     }
     const auto fixed = build_layout(exec, sequences, options.block, true, modes);
-    return combine(exec, sequences, {&scored, &fixed}, pick);
+    layout = combine(exec, sequences, {&scored, &fixed}, pick);
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
+                                                           const HeadsView<const T, typename Exec::memory_space>& query,
+                                                           const HeadsView<const T, typename Exec::memory_space>& key,
+                                                           const Sequences<typename Exec::memory_space>& sequences,
+                                                           const MInferenceOptions& options,
+                                                           Workspace<typename Exec::memory_space>& workspace,
+                                                           const EstimatedHeads& estimate) {
+    BlockLayout<typename Exec::memory_space> layout;
+    select_minference<Exec, T>(exec, query, key, sequences, options, workspace, estimate, layout);
+    return layout;
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
+    template void select_minference(                                                                               \
+        const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
+        const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \
+        const EstimatedHeads&, BlockLayout<EXEC::memory_space>&);                                                  \
     template BlockLayout<EXEC::memory_space> select_minference(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \

@@ -22,8 +22,34 @@ std::vector<SelectCase> cases() {
         {"full", {1500}, {2222}, 4, 2, 128, 128, 16, false, true, false, false, true, usual},
         {"more queries, full", {2000}, {600}, 2, 1, 64, 128, 8, false, true, false, false, true, usual},
         {"chunk", {500}, {4099}, 4, 1, 128, 128, 16, true, true, false, false, true, usual},
-        {"packed", {300, 1, 513, 64, 1700}, {300, 1, 513, 64, 1700}, 4, 2, 128, 128, 16, true, true, true, false, true, usual},
-        {"packed chunks", {77, 0, 900, 5, 130}, {505, 60, 1211, 5, 3000}, 4, 2, 128, 64, 8, true, true, false, false, true, usual},
+        {"packed",
+         {300, 1, 513, 64, 1700},
+         {300, 1, 513, 64, 1700},
+         4,
+         2,
+         128,
+         128,
+         16,
+         true,
+         true,
+         true,
+         false,
+         true,
+         usual},
+        {"packed chunks",
+         {77, 0, 900, 5, 130},
+         {505, 60, 1211, 5, 3000},
+         4,
+         2,
+         128,
+         64,
+         8,
+         true,
+         true,
+         false,
+         false,
+         true,
+         usual},
         {"packed, full", {77, 300, 900}, {505, 0, 1211}, 4, 2, 64, 64, 16, false, true, false, false, true, usual},
         {"some heads", {1600, 900}, {1600, 900}, 8, 2, 128, 128, 16, true, true, false, true, true, usual},
         {"nothing forced", {2048}, {2048}, 3, 1, 128, 64, 16, true, true, false, false, false, {0.9, 0.3, 0.02}},
@@ -36,7 +62,20 @@ std::vector<SelectCase> cases() {
         for (const int stride : {4, 8, 16, 32, 64}) {
             if (block / stride > 16) continue;
             for (const int d : {32, 64, 96, 128, 256}) {
-                list.push_back({"strides", {700, 1333}, {1000, 1333}, 2, 1, d, block, stride, true, true, true, false, true, usual});
+                list.push_back({"strides",
+                                {700, 1333},
+                                {1000, 1333},
+                                2,
+                                1,
+                                d,
+                                block,
+                                stride,
+                                true,
+                                true,
+                                true,
+                                false,
+                                true,
+                                usual});
             }
         }
     }
@@ -83,7 +122,8 @@ struct Outcome {
 
 /// Compares one list.
 void compare_list(const SelectProblem& p, int list, const std::vector<float>& masses,
-                  const std::vector<std::int64_t>& offsets, const std::vector<std::int32_t>& columns, Outcome& outcome) {
+                  const std::vector<std::int64_t>& offsets, const std::vector<std::int32_t>& columns,
+                  Outcome& outcome) {
     const double threshold = p.thresholds[list];
     for (int s = 0; s + 1 < static_cast<int>(p.host.row_begin.size()); ++s) {
         const auto reference = threshold < 1 ? reference_masses(p, p.heads[list], s) : std::vector<double>();
@@ -144,7 +184,8 @@ bool run(const SelectCase& c, std::uint32_t seed) {
     Outcome outcome;
     if (sane) {
         for (std::size_t i = offsets[0].back(); i < columns[0].size(); ++i) sane = sane && columns[0][i] == -1;
-        for (int list = 0; list + 1 < p.lists(); ++list) compare_list(p, list, masses[0], offsets[0], columns[0], outcome);
+        for (int list = 0; list + 1 < p.lists(); ++list)
+            compare_list(p, list, masses[0], offsets[0], columns[0], outcome);
     }
     ok = ok && sane && outcome.wrong == 0 && outcome.worst < 1e-3;
     std::printf("%s masses %.1e, %lld rows, %lld wrong, %.1f blocks a row%s%s\n", ok ? "pass" : "FAIL", outcome.worst,
@@ -160,8 +201,7 @@ bool run_nan() {
     SelectProblem p({"nan", {2000}, {2000}, 1, 1, 128, 128, 16, true, true, false, false, true, {0.5}}, 9);
     const std::uint16_t nan = 0x7fff;
     const int token = 1000;
-    SPARSEATTN_TEST_CUDA(
-        cudaMemcpy(p.tokens.data() + token * 128 + 5, &nan, sizeof nan, cudaMemcpyHostToDevice));
+    SPARSEATTN_TEST_CUDA(cudaMemcpy(p.tokens.data() + token * 128 + 5, &nan, sizeof nan, cudaMemcpyHostToDevice));
     p.poison();
     if (!xattention(p.params).ok()) return false;
     const auto offsets = p.offsets.host();

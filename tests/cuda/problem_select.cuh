@@ -55,7 +55,8 @@ struct SelectProblem {
         }
         columns = Buffer<std::int32_t>(room * heads.size() + 1);
         offsets = Buffer<std::int64_t>((heads.size() + 1) * host.rows() + 1);
-        for (const int keys : c.keys) params.mass_stride = std::max<std::int64_t>(params.mass_stride, (keys + c.block - 1) / c.block);
+        for (const int keys : c.keys)
+            params.mass_stride = std::max<std::int64_t>(params.mass_stride, (keys + c.block - 1) / c.block);
         masses = Buffer<float>(heads.size() * host.rows() * params.mass_stride + 1);
         set_params();
         workspace = Buffer<unsigned char>(xattention_workspace(params));
@@ -152,7 +153,8 @@ inline std::vector<double> reference_masses(const SelectProblem& p, int head, in
             sums[j / per_block] += e;
             total += e;
         }
-        for (int b = 0; b < blocks; ++b) result[static_cast<std::size_t>(i / per_block) * blocks + b] += sums[b] / total;
+        for (int b = 0; b < blocks; ++b)
+            result[static_cast<std::size_t>(i / per_block) * blocks + b] += sums[b] / total;
     }
     return result;
 }

@@ -41,6 +41,15 @@ BlockLayout<typename Exec::memory_space> select_flexprefill(
     const FlexPrefillOptions& options, Workspace<typename Exec::memory_space>& workspace,
     const EstimatedHeads& estimate = {});
 
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_flexprefill(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                        const HeadsView<const T, typename Exec::memory_space>& key,
+                        const Sequences<typename Exec::memory_space>& sequences, const FlexPrefillOptions& options,
+                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                        BlockLayout<typename Exec::memory_space>& layout);
+
 /// Bytes of workspace that select_flexprefill takes for `heads` estimated heads in groups of `group` query heads a key
 /// head. With N = longest n_k, M = N / B: 4 N d (keys of one head) + 4 N B (scores of the last queries) + group * (8 N
 /// + 4 M^2 + 8 M d) + heads * rows * M / 8.

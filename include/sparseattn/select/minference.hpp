@@ -73,6 +73,15 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate = {});
 
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_minference(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout);
+
 /// Bytes of workspace that select_minference takes for `heads` query heads, `estimate` of them, in groups of `group` a
 /// key head. With N = longest n_k, M = N / B, E = estimated heads that are neither streaming nor dense: 4 N d + 256 N +
 /// group * 12 N + 4 M^2 + 8 M d + E * (rows * M / 8 + sequences * kept columns * 4).

@@ -49,6 +49,15 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate = {});
 
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const XAttentionOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout);
+
 /// Bytes of workspace that select_xattention takes for `heads` estimated heads. With N = longest n_k, C = chunk_rows:
 /// 4 N d (keys of one head) + 4 C S d + 4 C N (1/S + 2/B) + heads * rows * N / (8 B) (the result as bits), each term
 /// rounded up to whole strides, blocks and 64-byte lines. Linear in N but for the last term.
