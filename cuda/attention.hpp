@@ -18,6 +18,10 @@ namespace sparseattn::cuda {
 /// Storage type of query, key, value, out and their gradients; arithmetic accumulates in fp32.
 enum class Type { bf16 };
 
+/// Which kernel serves a case: those of compute capability 9.0, those of 8.0 and above. `none`: not covered here, take
+/// the generic kernel.
+enum class Kernel { none, hopper, ampere };
+
 /// Same members, order and meaning as the library's Window (token_rule.hpp): key j is inside for query i (both counted
 /// in their sequence, i' = i + n_k - n_q) iff j < sink, or j > i' - local, or i >= n_q - dense_tail.
 struct Window {
@@ -89,7 +93,8 @@ struct Problem {
     Heads query, key, value;
     Batch batch;
     Layout layout;
-    void* workspace = nullptr;  // at least the bytes that the pass's *_workspace says, 256-byte aligned
+    Kernel kernel = Kernel::none;  // the kernel to take; none: the first that covers the case, Hopper before Ampere
+    void* workspace = nullptr;     // at least the bytes that the pass's *_workspace says, 256-byte aligned
     std::size_t workspace_bytes = 0;
     cudaStream_t stream = nullptr;
 };
@@ -126,6 +131,26 @@ struct BackwardParams : Problem {
     float density = 1;
 };
 
+/// Writes dq, dk, dv and dgate of out = z full + (1 - z) sparse from dout and what the gated forward pass saved.
+/// `layout` and `transposed` are the full ones. Head h is two branches, full with weight w = z and sparse with
+/// w = 1 - z. Each branch has its own probabilities P = exp(scale query . key - its lse) on its own lists and
+/// delta_i = sum_c dout[i, c] its out[i, c]; with dP = dout value^T and dS = w P (dP - delta), both add to
+/// dv += w P^T dout, dq += scale dS key and dk += scale dS^T query. A branch of weight 0 adds nothing, costs nothing,
+/// and nothing saved of it is used. dgate[h] is the sum over tokens and channels of dout (full_out - sparse_out), in a
+/// fixed order, and 0 where z is 0 or 1: a clamped gate passes no gradient.
+struct GatedBackwardParams : Problem {
+    Transposed transposed;
+    Layout sparse;  // on the grid of `layout`
+    Transposed sparse_transposed;
+    const float* gate = nullptr;  // z, [Hq], in [0, 1]
+    Heads full_out, sparse_out, dout;
+    Rows full_lse, sparse_lse;
+    Heads dq, dk, dv;
+    float* dgate = nullptr;     // [Hq]
+    bool deterministic = true;  // as in BackwardParams
+    float density = 1;          // of the full lists, as in BackwardParams
+};
+
 /// Outcome of a call. `where` names the step or argument that failed, a string literal.
 struct Status {
     cudaError_t error = cudaSuccess;
@@ -133,23 +158,23 @@ struct Status {
     [[nodiscard]] bool ok() const { return error == cudaSuccess; }
 };
 
-/// Which kernel serves a case. `none`: not covered here, take the generic kernel.
-enum class Kernel { none, hopper };
-
 /// The kernel that the current device would run for this case, looking at capability, type, head dimension, block,
 /// strides and alignment. `why` (when not null) gets a string literal that says what is not covered, or "".
 [[nodiscard]] Kernel forward_kernel(const ForwardParams& params, const char** why = nullptr);
 [[nodiscard]] Kernel gated_forward_kernel(const GatedForwardParams& params, const char** why = nullptr);
 [[nodiscard]] Kernel backward_kernel(const BackwardParams& params, const char** why = nullptr);
+[[nodiscard]] Kernel gated_backward_kernel(const GatedBackwardParams& params, const char** why = nullptr);
 
 /// Bytes of workspace that the call needs.
 [[nodiscard]] std::size_t forward_workspace(const ForwardParams& params);
 [[nodiscard]] std::size_t gated_forward_workspace(const GatedForwardParams& params);
 [[nodiscard]] std::size_t backward_workspace(const BackwardParams& params);
+[[nodiscard]] std::size_t gated_backward_workspace(const GatedBackwardParams& params);
 
 /// Enqueues the pass. cudaErrorNotSupported when *_kernel says `none`, cudaErrorInvalidValue naming the argument.
 [[nodiscard]] Status forward(const ForwardParams& params);
 [[nodiscard]] Status gated_forward(const GatedForwardParams& params);
 [[nodiscard]] Status backward(const BackwardParams& params);
+[[nodiscard]] Status gated_backward(const GatedBackwardParams& params);
 
 }  // namespace sparseattn::cuda

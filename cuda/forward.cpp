@@ -1,13 +1,12 @@
 #include <cstdint>
 
-#include "cuda/attention.hpp"
+#include "cuda/ampere/forward.hpp"
+#include "cuda/arguments.hpp"
 #include "cuda/device.hpp"
 #include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
-namespace {
 
-/// The first argument that breaks the door's contract, or null.
 const char* broken_argument(const ForwardParams& p) {
     if (p.query_heads < 1) return "query_heads";
     if (p.key_heads < 1) return "key_heads";
@@ -30,30 +29,28 @@ const char* broken_argument(const ForwardParams& p) {
     if (p.batch.keys > 0 && p.value.data == nullptr) return "value";
     if (p.out.data == nullptr) return "out";
     if (p.lse.data == nullptr) return "lse";
+    const std::size_t bytes = forward_workspace(p);
+    if (bytes == 0) return nullptr;
     if (p.workspace == nullptr || reinterpret_cast<std::uintptr_t>(p.workspace) % 256 != 0) return "workspace";
-    if (p.workspace_bytes < forward_workspace(p)) return "workspace_bytes";
     return nullptr;
 }
 
-}  // namespace
-
 Kernel forward_kernel(const ForwardParams& params, const char** why) {
-    const char* gap = hopper_device_gap();
-    if (*gap == '\0') gap = hopper::forward_gap(params);
-    if (why != nullptr) *why = gap;
-    return *gap == '\0' ? Kernel::hopper : Kernel::none;
+    return choose_kernel(params.kernel, hopper::forward_gap(params), ampere::forward_gap(params), why);
 }
 
 std::size_t forward_workspace(const ForwardParams& params) {
-    return hopper::forward_workspace(params);
+    return forward_kernel(params) == Kernel::hopper ? hopper::forward_workspace(params) : 0;
 }
 
 Status forward(const ForwardParams& params) {
     if (const char* argument = broken_argument(params)) return {cudaErrorInvalidValue, argument};
     const char* why = "";
-    if (forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    const Kernel kernel = forward_kernel(params, &why);
+    if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
     if (params.layout.rows == 0 || params.batch.queries == 0) return {};
-    return hopper::forward(params);
+    if (params.workspace_bytes < forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
+    return kernel == Kernel::hopper ? hopper::forward(params) : ampere::forward(params);
 }
 
 }  // namespace sparseattn::cuda

@@ -1,6 +1,7 @@
 #include <cuda_bf16.h>
 
-#include "cuda/attention.hpp"
+#include "cuda/arguments.hpp"
+#include "cuda/hopper/forward.hpp"
 
 namespace sparseattn::cuda {
 namespace {
@@ -43,15 +44,19 @@ ForwardParams branch(const GatedForwardParams& params, bool full) {
 }  // namespace
 
 Kernel gated_forward_kernel(const GatedForwardParams& params, const char** why) {
-    for (const bool full : {true, false}) {
-        if (forward_kernel(branch(params, full), why) == Kernel::none) return Kernel::none;
-    }
     ForwardParams blended = branch(params, true);
     blended.out = params.out;
-    return forward_kernel(blended, why);
+    Kernel result = Kernel::hopper;
+    for (const ForwardParams& part : {branch(params, true), branch(params, false), blended}) {
+        const Kernel kernel = forward_kernel(part, why);
+        if (kernel == Kernel::none) return Kernel::none;
+        if (kernel != Kernel::hopper) result = kernel;
+    }
+    return result;
 }
 
 std::size_t gated_forward_workspace(const GatedForwardParams& params) {
+    if (gated_forward_kernel(params) == Kernel::hopper) return hopper::branches_workspace(params);
     const std::size_t full = forward_workspace(branch(params, true)), sparse = forward_workspace(branch(params, false));
     return full > sparse ? full : sparse;  // one after the other
 }
@@ -61,14 +66,20 @@ Status gated_forward(const GatedForwardParams& params) {
     if (params.sparse.block != params.layout.block || params.sparse.rows != params.layout.rows) {
         return {cudaErrorInvalidValue, "sparse"};
     }
-    if (params.batch.queries > 0 && params.out.data == nullptr) return {cudaErrorInvalidValue, "out"};
-    const char* why = "";
-    if (gated_forward_kernel(params, &why) == Kernel::none) return {cudaErrorNotSupported, why};
+    const bool empty = params.layout.rows == 0 || params.batch.queries == 0;
+    if (!empty && params.out.data == nullptr) return {cudaErrorInvalidValue, "out"};
     for (const bool full : {true, false}) {
-        const Status status = forward(branch(params, full));
-        if (!status.ok()) return status;
+        if (const char* argument = broken_argument(branch(params, full))) return {cudaErrorInvalidValue, argument};
     }
-    if (params.batch.queries == 0) return {};
+    const char* why = "";
+    const Kernel kernel = gated_forward_kernel(params, &why);
+    if (kernel == Kernel::none) return {cudaErrorNotSupported, why};
+    if (empty) return {};
+    if (params.workspace_bytes < gated_forward_workspace(params)) return {cudaErrorInvalidValue, "workspace_bytes"};
+    // The Hopper kernels walk both branches in one launch.
+    Status status = kernel == Kernel::hopper ? hopper::branches_forward(params) : forward(branch(params, true));
+    if (kernel != Kernel::hopper && status.ok()) status = forward(branch(params, false));
+    if (!status.ok()) return status;
     constexpr int threads = 256;
     const std::int64_t pieces =
         static_cast<std::int64_t>(params.batch.queries) * params.query_heads * params.head_dim / 8;

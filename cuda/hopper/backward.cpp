@@ -20,17 +20,18 @@ bool storable(const Heads& array) {  // in pairs of bf16
 /// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with 128 channels,
 /// and below this density, where the key blocks that share a row of dQ no longer run side by side.
 constexpr float least_density = 0.15f;
-bool sums_dq(const BackwardParams& params) {
+bool sums_dq(const GatedBackwardParams& params) {
     return !params.deterministic && params.density >= least_density &&
            (params.layout.block == 128 || params.head_dim == 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.
 struct Parts {
-    std::size_t counters, key_pieces, query_pieces, merges, row_values, partials, dq_sums;
+    std::size_t counters, key_pieces, query_pieces, spare_key_pieces, spare_query_pieces, merges, row_values, gate_sums,
+        partials, dq_sums;
     std::size_t end = 0;
 
-    Parts(const BackwardParams& params, int processors) {
+    Parts(const GatedBackwardParams& params, int processors) {
         const auto part = [&](std::size_t count, std::size_t bytes) {
             const std::size_t at = end;
             end = (end + count * bytes + 255) / 256 * 256;
@@ -43,12 +44,27 @@ struct Parts {
         counters = part(5, sizeof(int));
         key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
+        spare_key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        spare_query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
         merges = part(Plan::most_merges(processors), sizeof(Merge));
-        row_values = part(tiles * 2 * query_tile, sizeof(float));
+        row_values = part((params.gate != nullptr ? 2 : 1) * tiles * 2 * query_tile, sizeof(float));
+        gate_sums = part(params.gate != nullptr ? tiles : 0, sizeof(float));
         partials = part(slots * 2 * number(params.layout.block) * channels, sizeof(float));
         dq_sums = part(sums_dq(params) ? tiles * query_tile * channels : 0, sizeof(float));
     }
 };
+
+Branch branch_of(const Layout& layout, const Transposed& transposed, const Heads& out, const Rows& lse) {
+    return {layout.causal,
+            layout.head_list,
+            layout.windows,
+            layout.offsets,
+            layout.columns,
+            transposed.offsets,
+            transposed.rows,
+            out,
+            lse};
+}
 
 cudaError_t look_at(Machine& machine) {
     int device = 0;
@@ -62,19 +78,21 @@ cudaError_t look_at(Machine& machine) {
 
 }  // namespace
 
-const char* backward_gap(const BackwardParams& params) {
+const char* backward_gap(const GatedBackwardParams& params) {
     if (params.type != Type::bf16) return "type is not bf16";
     if (params.head_dim != 64 && params.head_dim != 128) return "head dimension is not 64 or 128";
     if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
     if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
         return "query heads are not a multiple of key heads";
     }
-    if (params.layout.key_offsets != nullptr) return "single keys";
+    const bool gated = params.gate != nullptr;
+    if (params.layout.key_offsets != nullptr || (gated && params.sparse.key_offsets != nullptr)) return "single keys";
     if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
     if (!copyable(params.query)) return "query is not 16-byte aligned";
     if (!copyable(params.key)) return "key is not 16-byte aligned";
     if (!copyable(params.value)) return "value is not 16-byte aligned";
-    if (!copyable(params.out)) return "out is not 16-byte aligned";
+    if (!copyable(params.full_out)) return gated ? "full_out is not 16-byte aligned" : "out is not 16-byte aligned";
+    if (gated && !copyable(params.sparse_out)) return "sparse_out is not 16-byte aligned";
     if (!copyable(params.dout)) return "dout is not 16-byte aligned";
     if (!storable(params.dq)) return "dq is not 4-byte aligned";
     if (!storable(params.dk)) return "dk is not 4-byte aligned";
@@ -82,13 +100,13 @@ const char* backward_gap(const BackwardParams& params) {
     return "";
 }
 
-std::size_t backward_workspace(const BackwardParams& params) {
+std::size_t backward_workspace(const GatedBackwardParams& params) {
     Machine machine{};
     if (look_at(machine) != cudaSuccess) return 0;  // the call itself will say so
     return Parts(params, machine.processors).end;
 }
 
-Status backward(const BackwardParams& params) {
+Status backward(const GatedBackwardParams& params) {
     Machine machine{};
     cudaError_t error = look_at(machine);
     if (error != cudaSuccess) return {error, "device"};
@@ -105,14 +123,21 @@ Status backward(const BackwardParams& params) {
     args.scale_log2 = params.scale * 1.4426950408889634f;
     args.batch = params.batch;
     args.layout = params.layout;
-    args.transposed = params.transposed;
+    args.gate = params.gate;
+    args.branches = params.gate != nullptr ? 2 : 1;
+    args.branch[0] = branch_of(params.layout, params.transposed, params.full_out, params.full_lse);
+    args.branch[1] = branch_of(params.sparse, params.sparse_transposed, params.sparse_out, params.sparse_lse);
     args.plan.next = reinterpret_cast<int*>(workspace + parts.counters);
     args.plan.count = args.plan.next + 2;
     args.plan.key_pieces = reinterpret_cast<Piece*>(workspace + parts.key_pieces);
     args.plan.query_pieces = sums ? nullptr : reinterpret_cast<Piece*>(workspace + parts.query_pieces);
+    args.plan.spare_key_pieces = reinterpret_cast<Piece*>(workspace + parts.spare_key_pieces);
+    args.plan.spare_query_pieces = reinterpret_cast<Piece*>(workspace + parts.spare_query_pieces);
     args.plan.merges = reinterpret_cast<Merge*>(workspace + parts.merges);
     args.plan.partials = reinterpret_cast<float*>(workspace + parts.partials);
     args.row_values = reinterpret_cast<float*>(workspace + parts.row_values);
+    args.gate_sums = reinterpret_cast<float*>(workspace + parts.gate_sums);
+    args.dgate = params.dgate;
     args.dq_sums = sums ? reinterpret_cast<float*>(workspace + parts.dq_sums) : nullptr;
     args.dq = params.dq;
     args.dk = params.dk;

@@ -6,10 +6,12 @@
 
 namespace sparseattn::cuda::hopper {
 
+// A call without gates is one with gate null, of which nothing of the sparse branch and not dgate is used.
+
 /// What is not covered here, a string literal, or "".
-[[nodiscard]] const char* backward_gap(const BackwardParams& params);
-[[nodiscard]] std::size_t backward_workspace(const BackwardParams& params);
+[[nodiscard]] const char* backward_gap(const GatedBackwardParams& params);
+[[nodiscard]] std::size_t backward_workspace(const GatedBackwardParams& params);
 /// Arguments have been checked by the caller.
-[[nodiscard]] Status backward(const BackwardParams& params);
+[[nodiscard]] Status backward(const GatedBackwardParams& params);
 
 }  // namespace sparseattn::cuda::hopper

@@ -28,7 +28,9 @@ struct Plan {
     int* next;   // [2] pieces taken so far by the key pass and the query pass
     int* count;  // [3] pieces of the key pass, of the query pass, merges
     Piece* key_pieces;
-    Piece* query_pieces;  // or null
+    Piece* query_pieces;      // or null
+    Piece* spare_key_pieces;  // as many again, for the sort
+    Piece* spare_query_pieces;
     Merge* merges;
     float* partials;  // [slots][dK, dV][block / 64][64 * d] in fragment order
 
@@ -37,19 +39,39 @@ struct Plan {
     static int most_merges(int processors) { return 3 * processors / 2; }
 };
 
+/// One branch of all heads: its lists from both sides, its token rule, what its forward pass saved. Attention without
+/// gates has one; gated attention has two, full and sparse, and both add to the same gradients.
+struct Branch {
+    bool causal;
+    const std::int32_t* head_list;
+    const Window* windows;
+    const std::int64_t* column_offsets;  // [lists * rows + 1] into columns
+    const std::int32_t* columns;
+    const std::int64_t* row_offsets;  // [lists * key blocks + 1] into rows
+    const std::int32_t* rows;
+    Heads out;
+    Rows lse;
+};
+
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
+    int branches;
     int tiles;         // of one head: layout.rows * block / 64
     float scale;       // of query . key
     float scale_log2;  // scale * log2(e)
     Batch batch;
-    Layout layout;
-    Transposed transposed;
-    float* row_values;  // [Hq * tiles][2][64]: lse * log2(e) (+inf: the row takes no part), then delta
-    float* dq_sums;     // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
+    Layout layout;  // the grid; lists and token rules are those of the branches
+    Branch branch[2];
+    const float* gate;  // [Hq], or null: one branch of weight 1
+    // [branches * Hq * tiles][2][64]: lse * log2(e) - log2(weight) (+inf: the row takes no part), so that probabilities
+    // come out times the branch's weight; then delta.
+    float* row_values;
+    float* gate_sums;  // [Hq * tiles], with gates: dout (full - sparse) of a tile
+    float* dq_sums;    // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
     Plan plan;
     Heads dq, dk, dv;
+    float* dgate;
 };
 
 /// Tensor maps, in boxes of 64 channels by the tokens that a kernel loads at once.
@@ -68,16 +90,16 @@ struct Machine {
 };
 
 /// Fills the plan.
-cudaError_t launch_plan(const BackwardArgs& args, const BackwardParams& params, const Machine& machine);
-/// delta, lse to base 2, dq_sums to zero when there are any.
-cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params);
+cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& params, const Machine& machine);
+/// delta, lse to base 2, dq_sums to zero when there are any; dgate.
+cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params);
 /// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.
-cudaError_t launch_key_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
+cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
 /// dK and dV of the items that were cut.
-cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params, int processors);
+cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
 /// dQ by itself, in fixed order.
-cudaError_t launch_query_pass(const BackwardArgs& args, const BackwardParams& params, int processors);
+cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
 /// dQ from dq_sums.
-cudaError_t launch_finish(const BackwardArgs& args, const BackwardParams& params);
+cudaError_t launch_finish(const BackwardArgs& args, const GatedBackwardParams& params);
 
 }  // namespace sparseattn::cuda::hopper

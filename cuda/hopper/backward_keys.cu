@@ -30,7 +30,7 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
 
 }  // namespace
 
-cudaError_t launch_key_pass(const BackwardArgs& args, const BackwardParams& params, int processors) {
+cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors) {
     KeyPassMaps maps{};
     const int block = args.layout.block;
     const auto make = [&](CUtensorMap& map, const Heads& array, bool queries) {

@@ -4,11 +4,11 @@
 ///
 /// A persistent block of one producer warp and two consumer warpgroups takes pieces of items (key head, key block). It
 /// keeps K and V of the block in shared memory and dK and dV in registers while tiles of 64 queries (Q, dO, lse, delta)
-/// stream through a ring, over all query heads of the group and all rows of their lists, in ascending order. Scores are
-/// formed transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV += P^T dO, dK +=
-/// dS^T Q. Blocks of 128: each warpgroup has 64 of the keys and both see every tile. Blocks of 64: both have all keys
-/// and take tiles in turn; their sums are added at the end. With dq_sums, dS^T also goes through shared memory into dQ
-/// = dS K, added to global memory as it comes.
+/// stream through a ring, over all branches and query heads of the group and all rows of their lists, in ascending
+/// order. Scores are formed transposed, S^T = K Q^T, so that P^T and dS^T leave the registers only as operands of dV +=
+/// P^T dO, dK += dS^T Q. Blocks of 128: each warpgroup has 64 of the keys and both see every tile. Blocks of 64: both
+/// have all keys and take tiles in turn; their sums are added at the end. With dq_sums, dS^T also goes through shared
+/// memory into dQ = dS K, added to global memory as it comes.
 
 #include "cuda/hopper/backward_parts.cuh"
 
@@ -52,8 +52,8 @@ struct KeyPass {
         int lane;
         Ring<stages> ring;
 
-        /// Sends one tile, or an item's end mark (note.begin < 0).
-        __device__ __forceinline__ void send(const TileNote& note, int token) {
+        /// Sends one tile, whose values are number `record`, or an item's end mark (note.begin < 0).
+        __device__ __forceinline__ void send(const TileNote& note, int token, int record) {
             barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
             if (elect_one()) {
                 Barrier* full = &shared.full[ring.stage];
@@ -65,18 +65,19 @@ struct KeyPass {
                     load_tile<query_tile, D>(shared.query[ring.stage], &maps.query, full, token, note.head);
                     load_tile<query_tile, D>(shared.dout[ring.stage], &maps.dout, full, token, note.head);
                     bulk_load(shared.values[ring.stage],
-                              args.row_values + static_cast<std::int64_t>(note.tile) * 2 * query_tile,
-                              2 * query_tile * 4, full);
+                              args.row_values + static_cast<std::int64_t>(record) * 2 * query_tile, 2 * query_tile * 4,
+                              full);
                 }
             }
             __syncwarp();
             ring.next();
         }
 
-        /// `count` entries of one head's list, as tiles that see keys [j0, j0 + B) of a sequence.
-        __device__ __forceinline__ void send_rows(int head, const std::int32_t* list, int count, int row_begin,
-                                                  const SequenceSpan& span, int j0) {
-            const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
+        /// `count` entries of one list, as tiles that see keys [j0, j0 + B) of a sequence.
+        __device__ __forceinline__ void send_rows(int branch, int head, const std::int32_t* list, int count,
+                                                  int row_begin, const SequenceSpan& span, int j0) {
+            const Branch& lists = args.branch[branch];
+            const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[head]};
             ListWalk rows(list, count, lane);
             for (int index = 0; index < count; ++index) {
                 const int row = rows.entry(index);
@@ -86,7 +87,8 @@ struct KeyPass {
                     const int i1 = min(i0 + query_tile, span.queries);
                     if (i0 >= i1 || rule.none_visible(i0, i1, j0, j0 + B)) continue;
                     const int tile = head * args.tiles + (row_begin + row) * (B / query_tile) + part;
-                    send({i0, !rule.all_visible(i0, i1, j0, j0 + B), head, tile}, span.query_begin + i0);
+                    send({i0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, head, tile}, span.query_begin + i0,
+                         branch * args.query_heads * args.tiles + tile);
                 }
             }
         }
@@ -109,19 +111,17 @@ struct KeyPass {
             __syncwarp();
             const int group = args.query_heads / args.key_heads;
             int first = piece.first, left = piece.count;
-            for (int head = key_head * group; left > 0 && head < (key_head + 1) * group; ++head) {
-                const std::int64_t list =
-                    static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.key_blocks + key_block;
-                const std::int64_t begin = args.transposed.offsets[list];
-                const int length = static_cast<int>(args.transposed.offsets[list + 1] - begin);
-                const int count = min(left, length - first);
+            for (int member = 0; left > 0 && member < args.branches * group; ++member) {
+                const int branch = member / group, head = key_head * group + member % group;
+                const ListSpan list = rows_of(args, branch, head, key_block);
+                const int count = min(left, list.count - first);
                 if (count > 0) {
-                    send_rows(head, args.transposed.rows + begin + first, count, row_begin, span, j0);
+                    send_rows(branch, head, list.entries + first, count, row_begin, span, j0);
                     left -= count;
                 }
-                first = max(0, first - length);
+                first = max(0, first - list.count);
             }
-            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0);
+            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, 0);
         }
 
         __device__ __forceinline__ void run() {
@@ -184,7 +184,7 @@ struct KeyPass {
         /// those from `tail` on that are not before low (TokenRule, solved for the query).
         __device__ __forceinline__ void mask() {
             const TileNote note = shared.notes[ring.stage];
-            const Window window = args.layout.windows[note.head];
+            const Window window = window_of(args, note.masked - 1, note.head);
             constexpr int far = 1 << 30;
             const int first = note.begin + lane() % 4 * 2;  // the thread's first query
             const int tail = shared.item.queries - window.dense_tail - first;
@@ -193,7 +193,7 @@ struct KeyPass {
                 const int j =
                     shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
                 const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
-                const int low = args.layout.causal ? equal : (j < shared.item.keys ? -far : far);
+                const int low = causal_of(args, note.masked - 1) ? equal : (j < shared.item.keys ? -far : far);
                 const int high =
                     window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
 #pragma unroll
@@ -323,11 +323,20 @@ struct KeyPass {
             pin(score);
             if (shared.notes[ring.stage].masked) mask();
             exponentiate();
+#ifdef SA_HOLD
+            pack(score, packed_score);
+            stay_before(packed_score, 0x80008000u);
+            product_wait<0>();
+            pin(dscore);
+            if constexpr (!First) warp_release(&shared.empty[before], lane());
+            pin(packed_score);
+#else
             product_wait<0>();
             pin(dscore);
             if constexpr (!First) warp_release(&shared.empty[before], lane());
             pack(score, packed_score);
             pin(packed_score);
+#endif
             start_dvalue();
 #ifdef SPARSEATTN_CUDA_CHECKED  // the code that tools insert at loads overwrites what a product is writing
             product_wait<0>();

@@ -2,7 +2,7 @@
 /// \file
 /// Pieces that the backward kernels of Hopper share. Device code for sm_90a only.
 
-#include "cuda/hopper/backward_args.hpp"
+#include "cuda/hopper/backward_lists.cuh"
 #include "cuda/hopper/ptx.cuh"
 #include "cuda/hopper/token_rule.cuh"
 #include "cuda/hopper/wgmma.cuh"
@@ -66,10 +66,10 @@ class PieceQueue {
 
 /// One tile of work of a stage, written by the producer before the stage's barrier.
 struct TileNote {
-    int begin;  // first query (key pass) or key (query pass) in its sequence; -1 ends the item
-    int masked;
-    int head;  // query head
-    int tile;  // number over all heads (key pass)
+    int begin;   // first query (key pass) or key (query pass) in its sequence; -1 ends the item
+    int masked;  // 0, or 1 + the branch whose token rule hides pairs
+    int head;    // query head (key pass); of an end mark of the query pass: the next branch of the item, or -1
+    int tile;    // number over all heads (key pass)
 };
 
 /// One item, written by the producer before the barrier of what an item keeps in shared memory.
@@ -79,8 +79,8 @@ struct ItemNote {
     int begin;  // the same in its sequence
     int tile;   // first query tile over all heads (query pass)
     int queries, keys;
-    int slot;  // of partial sums; -1: results are written
-    int unused;
+    int slot;    // of partial sums; -1: results are written
+    int branch;  // the first (query pass)
 };
 
 /// Loads `Bytes` in a row from global to shared memory, both 16-byte aligned, and reports them to `barrier`.
@@ -149,6 +149,16 @@ __device__ __forceinline__ float unpack_low(std::uint32_t packed) {
 }
 __device__ __forceinline__ float unpack_high(std::uint32_t packed) {
     return __uint_as_float(packed & 0xffff0000u);
+}
+
+/// Keeps the arithmetic that leads to these bits before the product_wait that follows (see stay_before). `sign` holds
+/// sign bits that are never set.
+template <int Count>
+__device__ __forceinline__ void stay_before(const std::uint32_t (&bits)[Count], std::uint32_t sign) {
+    std::uint32_t all = 0;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) all |= bits[i];
+    asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p nanosleep.u32 0;\n}\n" ::"r"(all & sign) : "memory");
 }
 
 /// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of

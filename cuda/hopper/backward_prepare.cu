@@ -5,7 +5,7 @@
 
 #include <cmath>
 
-#include "cuda/hopper/backward_args.hpp"
+#include "cuda/hopper/backward_lists.cuh"
 
 namespace sparseattn::cuda::hopper {
 namespace {
@@ -32,15 +32,20 @@ __device__ __forceinline__ float product_of_pairs(std::uint32_t a, std::uint32_t
            __uint_as_float(a & 0xffff0000u) * __uint_as_float(b & 0xffff0000u);
 }
 
-/// One block of 256 threads per (tile, head); D / 8 threads share a query.
+/// The records of one branch of a tile. D / 8 threads share a query. Returns the sum of the deltas of the thread's
+/// queries, in the first of the threads that share them.
 template <int D>
-__global__ void __launch_bounds__(256)
-    prepare_kernel(const BackwardArgs args, const Heads out, const Heads dout, const Rows lse) {
+__device__ __forceinline__ float prepare_branch(const BackwardArgs& args, const Heads& dout, int branch, int tile,
+                                                int head, float weight) {
     constexpr int sharers = D / 8;
-    const int tile = blockIdx.x, head = blockIdx.y, part = threadIdx.x % sharers;
+    const int part = threadIdx.x % sharers;
+    const Heads& out = args.branch[branch].out;
+    const Rows& lse = args.branch[branch].lse;
     const TileSpan span(args, tile);
-    const std::int64_t number = static_cast<std::int64_t>(head) * args.tiles + tile;
+    const std::int64_t number = (static_cast<std::int64_t>(branch) * args.query_heads + head) * args.tiles + tile;
     float* values = args.row_values + number * 2 * query_tile;
+    const float log2_weight = log2f(weight);
+    float sum = 0;
     for (int query = threadIdx.x / sharers; query < query_tile; query += 256 / sharers) {
         const bool valid = query < span.valid;
         float delta = 0;
@@ -62,14 +67,61 @@ __global__ void __launch_bounds__(256)
         if (part == 0) {
             const float natural =
                 valid ? lse.data[(span.token + query) * lse.token_stride + head * lse.head_stride] : -INFINITY;
-            values[query] = natural == -INFINITY ? INFINITY : natural * log2_e;
+            values[query] = natural == -INFINITY ? INFINITY : natural * log2_e - log2_weight;
             values[query_tile + query] = delta;
+            sum += delta;
+        }
+    }
+    return sum;
+}
+
+/// One block of 256 threads per (tile, head). A branch without weight is not read; nothing reads its records.
+template <int D>
+__global__ void __launch_bounds__(256) prepare_kernel(const BackwardArgs args, const Heads dout) {
+    const int tile = blockIdx.x, head = blockIdx.y;
+    const std::int64_t number = static_cast<std::int64_t>(head) * args.tiles + tile;
+    float difference = 0;
+    bool both = args.branches == 2;
+    for (int branch = 0; branch < args.branches; ++branch) {
+        const float weight = branch_weight(args, branch, head);
+        if (weight == 0) {
+            both = false;
+            continue;
+        }
+        const float sum = prepare_branch<D>(args, dout, branch, tile, head, weight);
+        difference += branch == 0 ? sum : -sum;
+    }
+    if (args.branches == 2) {
+        __shared__ float sums[8];
+        for (int distance = 16; distance > 0; distance /= 2) {
+            difference += __shfl_xor_sync(0xffffffffu, difference, distance);
+        }
+        if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = difference;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            float total = 0;
+            for (const float sum : sums) total += sum;
+            args.gate_sums[number] = both ? total : 0;
         }
     }
     if (args.dq_sums != nullptr) {
         float4* sums = reinterpret_cast<float4*>(args.dq_sums + number * query_tile * D);
         for (int i = threadIdx.x; i < query_tile * D / 4; i += 256) sums[i] = make_float4(0, 0, 0, 0);
     }
+}
+
+/// One block of 256 threads per head.
+__global__ void __launch_bounds__(256) gate_kernel(const BackwardArgs args) {
+    __shared__ double sums[256];
+    const float* tiles = args.gate_sums + static_cast<std::int64_t>(blockIdx.x) * args.tiles;
+    double sum = 0;
+    for (int tile = threadIdx.x; tile < args.tiles; tile += 256) sum += tiles[tile];
+    sums[threadIdx.x] = sum;
+    for (int half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) args.dgate[blockIdx.x] = static_cast<float>(sums[0]);
 }
 
 /// One block of 128 threads per (tile, head): the threads of the warpgroups that wrote the sums.
@@ -133,7 +185,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
 
 }  // namespace
 
-cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params, int processors) {
+cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors) {
     const dim3 grid(static_cast<unsigned>(Plan::most_merges(processors)), 2,
                     static_cast<unsigned>(args.layout.block / 64));
     if (params.head_dim == 64) {
@@ -144,18 +196,20 @@ cudaError_t launch_merge(const BackwardArgs& args, const BackwardParams& params,
     return cudaGetLastError();
 }
 
-cudaError_t launch_prepare(const BackwardArgs& args, const BackwardParams& params) {
-    if (args.tiles == 0) return cudaSuccess;
+cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params) {
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
-    if (params.head_dim == 64) {
-        prepare_kernel<64><<<grid, 256, 0, params.stream>>>(args, params.out, params.dout, params.lse);
-    } else {
-        prepare_kernel<128><<<grid, 256, 0, params.stream>>>(args, params.out, params.dout, params.lse);
+    if (args.tiles > 0) {
+        if (params.head_dim == 64) {
+            prepare_kernel<64><<<grid, 256, 0, params.stream>>>(args, params.dout);
+        } else {
+            prepare_kernel<128><<<grid, 256, 0, params.stream>>>(args, params.dout);
+        }
     }
+    if (args.gate != nullptr) gate_kernel<<<grid.y, 256, 0, params.stream>>>(args);
     return cudaGetLastError();
 }
 
-cudaError_t launch_finish(const BackwardArgs& args, const BackwardParams& params) {
+cudaError_t launch_finish(const BackwardArgs& args, const GatedBackwardParams& params) {
     if (args.tiles == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
     if (params.head_dim == 64) {

@@ -17,7 +17,7 @@ cudaError_t launch(const BackwardArgs& args, const QueryPassMaps& maps, int proc
 
 }  // namespace
 
-cudaError_t launch_query_pass(const BackwardArgs& args, const BackwardParams& params, int processors) {
+cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors) {
     QueryPassMaps maps{};
     const auto make = [&](CUtensorMap& map, const Heads& array, bool queries) {
         const int tokens = queries ? args.batch.queries : args.batch.keys;

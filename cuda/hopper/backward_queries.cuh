@@ -46,13 +46,13 @@ struct QueryPass {
         Ring<key_stages> keys;
         Ring<value_stages> values;
 
-        /// Sends one key block, or an item's end mark (begin < 0), which takes a turn in both rings.
-        __device__ __forceinline__ void send(int begin, int masked, int token, int head) {
+        /// Sends one key block, or the end mark of a branch (note.begin < 0), which takes a turn in both rings.
+        __device__ __forceinline__ void send(const TileNote& note, int token, int head) {
             barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
             if (elect_one()) {
                 Barrier* full = &shared.key_full[keys.stage];
-                shared.notes[keys.stage] = {begin, masked, 0, 0};
-                if (begin < 0) {
+                shared.notes[keys.stage] = note;
+                if (note.begin < 0) {
                     barrier_arrive(full);
                 } else {
                     barrier_expect(full, block_bytes);
@@ -64,7 +64,7 @@ struct QueryPass {
             barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
             if (elect_one()) {
                 Barrier* full = &shared.value_full[values.stage];
-                if (begin < 0) {
+                if (note.begin < 0) {
                     barrier_arrive(full);
                 } else {
                     barrier_expect(full, block_bytes);
@@ -75,7 +75,23 @@ struct QueryPass {
             values.next();
         }
 
-        /// One item: Q and dO, then the key blocks that its row visits.
+        /// The key blocks that queries [i0, i1) of a row visit, and the end marks of the branch.
+        __device__ __forceinline__ void send_branch(int branch, int next, int head, int row, int i0, int i1,
+                                                    const SequenceSpan& span) {
+            const Branch& lists = args.branch[branch];
+            const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[head]};
+            const int key_head = head / (args.query_heads / args.key_heads);
+            const ListSpan list = columns_of(args, branch, head, row);
+            ListWalk columns(list.entries, list.count, lane);
+            for (int index = 0; index < list.count; ++index) {
+                const int j0 = columns.entry(index) * B;
+                if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
+                send({j0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, 0, 0}, span.key_begin + j0, key_head);
+            }
+            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0);
+        }
+
+        /// One item: Q and dO, then its branches that have weight.
         __device__ __forceinline__ void send_item(int item, std::uint32_t phase) {
             const int head = item / args.layout.rows;
             const int row = args.layout.rows - 1 - item % args.layout.rows;
@@ -83,29 +99,22 @@ struct QueryPass {
             const SequenceSpan span(args.batch, sequence);
             const int i0 = (row - args.layout.row_begin[sequence]) * B;
             const int i1 = min(i0 + B, span.queries);
+            const int first = branch_weight(args, 0, head) != 0 ? 0 : 1;
+            const int last = args.branches == 2 && branch_weight(args, 1, head) != 0 ? 1 : 0;
             barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
                 shared.item = {head,         span.query_begin + i0,
                                i0,           head * args.tiles + row * (B / query_tile),
                                span.queries, span.keys,
-                               -1,           0};
+                               -1,           first};
                 barrier_expect(&shared.queries_full, 2 * block_bytes);
                 load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
                 load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
             }
             __syncwarp();
-            const TokenRule rule{span.queries, span.keys, args.layout.causal, args.layout.windows[head]};
-            const int key_head = head / (args.query_heads / args.key_heads);
-            const std::int64_t list = static_cast<std::int64_t>(args.layout.head_list[head]) * args.layout.rows + row;
-            const std::int64_t first = args.layout.offsets[list];
-            const int count = static_cast<int>(args.layout.offsets[list + 1] - first);
-            ListWalk columns(args.layout.columns + first, count, lane);
-            for (int index = 0; index < count; ++index) {
-                const int j0 = columns.entry(index) * B;
-                if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
-                send(j0, !rule.all_visible(i0, i1, j0, j0 + B), span.key_begin + j0, key_head);
+            for (int branch = first; branch <= last; ++branch) {
+                send_branch(branch, branch < last ? branch + 1 : -1, head, row, i0, i1, span);
             }
-            for (int mark = 0; mark < tile_step; ++mark) send(-1, 0, 0, 0);
         }
 
         __device__ __forceinline__ void run() {
@@ -147,7 +156,11 @@ struct QueryPass {
                 values.next();
             }
         }
-        /// Waits for the key block at the current position; false when it is the item's end mark.
+        /// Stage of the key block before the current position.
+        __device__ __forceinline__ int stage_before() const {
+            return keys.stage < tile_step ? keys.stage + key_stages - tile_step : keys.stage - tile_step;
+        }
+        /// Waits for the key block at the current position; false when it is the branch's end mark.
         __device__ __forceinline__ bool await_tile() {
             barrier_wait(&shared.key_full[keys.stage], keys.phase);
             return shared.notes[keys.stage].begin >= 0;
@@ -174,7 +187,8 @@ struct QueryPass {
         /// Sets scores of pairs that the token rule hides to -inf.
         __device__ __forceinline__ void mask() {
             const ItemNote item = shared.item;
-            const TokenRule rule{item.queries, item.keys, args.layout.causal, args.layout.windows[item.head]};
+            const int branch = shared.notes[keys.stage].masked - 1;
+            const TokenRule rule{item.queries, item.keys, causal_of(args, branch), window_of(args, branch, item.head)};
             const int j0 = shared.notes[keys.stage].begin + lane() % 4 * 2;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
@@ -193,10 +207,11 @@ struct QueryPass {
             }
         }
 
-        /// dS of the key block at the current position, packed, and meanwhile, unless it is the item's first, the
-        /// product with the keys of the block before, in stage `before`. No product is in flight on entry or on return.
+        /// dS of the key block at the current position, packed, and meanwhile, unless it is the branch's first, the
+        /// product with the keys of the block before. No product is in flight on entry or on return.
         template <bool First>
-        __device__ __forceinline__ void step(int before) {
+        __device__ __forceinline__ void step() {
+            const int before = stage_before();
             if constexpr (!First) start_dquery(before);
             start_scores();
             barrier_wait(&shared.value_full[values.stage], values.phase);
@@ -211,6 +226,12 @@ struct QueryPass {
             if (shared.notes[keys.stage].masked) mask();
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
+#ifdef SA_HOLD
+            std::uint32_t bits[scores];
+#pragma unroll
+            for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
+            stay_before(bits, 0x80000000u);
+#endif
             product_wait<0>();
             pin(dscore);
             warp_release(&shared.value_empty[values.stage], lane());
@@ -222,33 +243,47 @@ struct QueryPass {
             pin(packed_dscore);
         }
 
-        /// All key blocks of an item.
-        __device__ __forceinline__ void sum() {
-#pragma unroll
-            for (int i = 0; i < D / 2; ++i) dquery[i] = 0;
-            pin(dquery);
-            const ItemNote item = shared.item;
-            const float* values_of_row =
-                args.row_values +
-                (static_cast<std::int64_t>(item.tile) + (split_queries ? group() : 0)) * 2 * query_tile;
+        /// lse and delta of the thread's queries.
+        __device__ __forceinline__ void read_row_values(int branch) {
+            const int tile = branch * args.query_heads * args.tiles + shared.item.tile + (split_queries ? group() : 0);
+            const float* values_of_row = args.row_values + static_cast<std::int64_t>(tile) * 2 * query_tile;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 lse[half] = values_of_row[row() + 8 * half];
                 delta[half] = values_of_row[query_tile + row() + 8 * half];
             }
+        }
+
+        /// All key blocks of a branch.
+        __device__ __forceinline__ void sum_branch() {
             if (!await_tile()) return;
-            step<true>(0);
-            int before = keys.stage;
+            step<true>();
             next_tile();
             while (await_tile()) {
-                step<false>(before);
-                before = keys.stage;
+                step<false>();
                 next_tile();
             }
+            const int before = stage_before();
             start_dquery(before);
             product_wait<0>();
             pin(dquery);
             warp_release(&shared.key_empty[before], lane());
+        }
+
+        /// All branches of an item.
+        __device__ __forceinline__ void sum() {
+#pragma unroll
+            for (int i = 0; i < D / 2; ++i) dquery[i] = 0;
+            pin(dquery);
+            for (int branch = shared.item.branch; branch >= 0;) {
+                read_row_values(branch);
+                sum_branch();
+                barrier_wait(&shared.value_full[values.stage], values.phase);
+                branch = shared.notes[keys.stage].head;
+                warp_release(&shared.key_empty[keys.stage], lane());  // the end mark
+                warp_release(&shared.value_empty[values.stage], lane());
+                next_tile();
+            }
         }
 
         __device__ __forceinline__ void run() {
@@ -260,10 +295,6 @@ struct QueryPass {
                 barrier_wait(&shared.queries_full, phase);
                 if (shared.item.head < 0) break;
                 sum();
-                barrier_wait(&shared.value_full[values.stage], values.phase);
-                warp_release(&shared.key_empty[keys.stage], lane());  // the end mark
-                warp_release(&shared.value_empty[values.stage], lane());
-                next_tile();
                 finish();
             }
         }

@@ -39,6 +39,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
         tensor_prefetch(&args.value);
     }
     __syncthreads();
+    if (args.pieces.items != nullptr) dependents_may_launch();  // the kernel that merges
     if (warpgroup == 0) {
         give_registers<56>();
         const int team = warp % 2;
@@ -56,9 +57,9 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     }
 }
 
-template <int HeadDim, int Block, bool Paired>
+template <int HeadDim, int Block, Team Kind>
 cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream) {
-    using Shape = ForwardShape<HeadDim, Block, Paired>;
+    using Shape = ForwardShape<HeadDim, Block, Kind>;
     constexpr int bytes = static_cast<int>(sizeof(ForwardStorage<Shape>));
     static_assert(bytes <= 227 * 1024, "shared memory of one multiprocessor");
     const cudaError_t error =

@@ -11,4 +11,8 @@ namespace sparseattn::cuda::hopper {
 [[nodiscard]] std::size_t forward_workspace(const ForwardParams& params);
 [[nodiscard]] Status forward(const ForwardParams& params);
 
+/// Both branches in one launch, without the blend. Each must be covered.
+[[nodiscard]] std::size_t branches_workspace(const GatedForwardParams& params);
+[[nodiscard]] Status branches_forward(const GatedForwardParams& params);
+
 }  // namespace sparseattn::cuda::hopper

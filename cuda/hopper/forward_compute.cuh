@@ -24,27 +24,65 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) 
     }
 }
 
-/// Normalises and writes a warp's 16 rows, 16 bytes a lane: a quad turns its 2 x 4 channels of four groups of 8 into
-/// one group each.
+/// One warpgroup's part of a tile.
+struct Rows64 {
+    const Tile& tile;
+    int steps;
+    int head;
+    int first, last;      // queries of the warpgroup
+    int row;              // of the thread's first row in the warpgroup, 0..63; the second one is 8 below
+    TokenRule rule;       // of a group: hides whatever any head's rule hides
+    std::uint64_t query;  // operand
+    Barrier* query_empty;
+};
+
+/// Which query and head one of the thread's two rows is.
+struct RowPlace {
+    int query, head;  // counted in the sequence; over all heads
+};
 template <class Shape>
-__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int head, int first,
-                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int warp,
-                                           int lane) {
-    const int rows = tile.query_count - (first + warp * 16);  // from the warp's first row on; may be <= 0
-    const std::int64_t token = tile.query_token + first + warp * 16;
+__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Rows64& rows, int half) {
+    const int row = rows.row + 8 * half;
+    if constexpr (!Shape::group) return {rows.first + row, rows.head};
+    const int heads = args.schedule.heads_per_unit;
+    return {rows.first + row / heads, rows.head + row % heads};
+}
+
+/// Normalises and writes a warp's 16 rows. Whole lists: 16 bytes a lane, a quad turns its 2 x 4 channels of four groups
+/// of 8 into one group each. Pieces: floats, to the partial results; `slot_row` is the warpgroup's first row there.
+template <class Shape>
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Rows64& rows, const bool (&closed)[2],
+                                           std::int64_t slot_row, const float (&o)[Shape::head_dim / 2],
+                                           const RowState& state, int lane) {
+    const Branch& branch = args.branch[rows.tile.branch];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = lane / 4 + 8 * half;
+        const RowPlace place = row_place<Shape>(args, rows, half);
+        const bool valid = place.query < rows.last;
+        const std::int64_t token = rows.tile.query_token + place.query;
         float sum = state.sum[half];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (closed[half]) sum = 0;
         const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        if (lane % 4 == 0 && row < rows) {
-            args.lse.data[(token + row) * args.lse.token_stride + head * args.lse.head_stride] =
-                sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
+        if (rows.tile.slot >= 0) {
+            if (!valid) continue;
+            const std::int64_t row = slot_row + rows.row + 8 * half;
+            if (lane % 4 == 0) args.pieces.lse[row] = lse;
+            float* out = args.pieces.out + row * Shape::head_dim + lane % 4 * 2;
+#pragma unroll
+            for (int column = 0; column < Shape::head_dim; column += 8) {
+                const int at = column / 2 + 2 * half;
+                *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * inverse, o[at + 1] * inverse);
+            }
+            continue;
         }
-        auto* out = static_cast<__nv_bfloat16*>(args.out.data) + (token + row) * args.out.token_stride +
-                    head * args.out.head_stride + lane % 4 * 8;
+        if (lane % 4 == 0 && valid) {
+            branch.lse.data[token * branch.lse.token_stride + place.head * branch.lse.head_stride] = lse;
+        }
+        auto* out = static_cast<__nv_bfloat16*>(branch.out.data) + token * branch.out.token_stride +
+                    place.head * branch.out.head_stride + lane % 4 * 8;
 #pragma unroll
         for (int column = 0; column < Shape::head_dim; column += 32) {
             std::uint32_t x[4];
@@ -54,9 +92,25 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& 
                 x[i] = pack_bf16(o[at] * inverse, o[at + 1] * inverse);
             }
             transpose_quad(x, lane);
-            if (row < rows) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+            if (valid) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
         }
     }
+}
+
+/// Rows [begin, end of the stage) become zeros, by the warpgroup that is about to multiply them: they hold values of
+/// the next sequence, whose NaN or infinity would reach a result through a probability of 0. In a pair both warpgroups
+/// do it, and neither waits for the other.
+template <class Shape>
+__device__ __forceinline__ void clear_rows(unsigned char* stage, int begin, int warpgroup, int thread) {
+#pragma unroll 1
+    for (int panel = 0; panel < Shape::panels; ++panel) {
+#pragma unroll 1
+        for (int i = begin * 8 + thread; i < Shape::keys * 8; i += 128) {
+            *reinterpret_cast<uint4*>(stage + panel * Shape::key_panel + i * 16) = make_uint4(0, 0, 0, 0);
+        }
+    }
+    fence_async_shared();
+    named_sync(3 + warpgroup, 128);
 }
 
 /// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
@@ -89,19 +143,6 @@ __device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
     for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
 }
 
-/// One warpgroup's part of a tile.
-struct Rows64 {
-    const Tile& tile;
-    int steps;
-    int head;
-    int first;  // query of the warpgroup's first row
-    int row;    // and of the thread's first row
-    TokenRule rule;
-    const std::int32_t* single_keys;
-    std::uint64_t query;  // operand
-    Barrier* query_empty;
-};
-
 /// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
 /// run while that tile's result is written.
 template <class Shape>
@@ -110,25 +151,28 @@ struct Consumer {
     TeamStorage<Shape>& data;
     TeamControl<Shape>& control;
     const Turns<Shape> turns;
+    const int warpgroup;
     const int half;  // which 64 rows of the team's queries
     const int warp, lane;
-    const bool folded;
+    const bool folded;  // of a pair: 64 queries of two heads
     const float slack;
+    int own_keys;  // of the step whose values come next, those that stand in the sequence
     Ring<Shape::stages> ring;
     RowState state;
     float s[Shape::scores], o[Shape::head_dim / 2], shrink[2];
     std::uint32_t p[Shape::scores / 2];
 
     __device__ __forceinline__ Consumer(const ForwardArgs& args_, TeamStorage<Shape>& data_,
-                                        TeamControl<Shape>& control_, int warpgroup, int warp_, int lane_)
+                                        TeamControl<Shape>& control_, int warpgroup_, int warp_, int lane_)
         : args(args_),
           data(data_),
           control(control_),
-          turns(warpgroup),
+          turns(warpgroup_),
+          warpgroup(warpgroup_),
           half(Shape::paired ? warpgroup : 0),
           warp(warp_),
           lane(lane_),
-          folded(args_.schedule.heads_per_unit == 2),
+          folded(Shape::paired && args_.schedule.heads_per_unit == 2),
           slack(slack_log2 / args_.scale_log2) {}
 
     __device__ __forceinline__ void release(Barrier* barrier) const {
@@ -152,15 +196,42 @@ struct Consumer {
                 steps,
                 tile.head + (folded ? half : 0),
                 first,
-                first + warp * 16 + lane / 4,
-                {tile.query_count, tile.key_count, args.layout.causal, tile.windows[folded ? half : 0]},
-                args.layout.keys + tile.keys,
+                min(first + 64, tile.end),
+                warp * 16 + lane / 4,
+                {tile.query_count, tile.key_count, tile.causal, tile.windows[folded ? half : 0]},
                 query_at(count),
                 &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
     }
     __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where) {
-        mask_scores<Shape>(s, rows.rule, rows.tile, where, rows.single_keys, rows.first, rows.row, lane);
+        const auto keys_of = [&](int row_half) -> RowKeys {
+            const RowPlace place = row_place<Shape>(args, rows, row_half);
+            if constexpr (Shape::group) {
+                const Window window = args.branch[rows.tile.branch].layout.windows[place.head];
+                const TokenRule rule{rows.rule.queries, rows.rule.keys, rows.rule.causal, window};
+                return {rule.key_end(place.query), rule.local_begin(place.query), window.sink};
+            } else {
+                return {rows.rule.key_end(place.query), rows.rule.local_begin(place.query), rows.rule.window.sink};
+            }
+        };
+        own_keys = mask_scores<Shape>(s, rows.rule, keys_of, rows.tile, where, rows.first, rows.last, lane);
         online_softmax(s, state, args.scale_log2, slack, shrink);
+    }
+    /// Before the values of the step before are multiplied, once they have come.
+    __device__ __forceinline__ void clear_foreign_values(int stage) const {
+        if (own_keys < Shape::keys) clear_rows<Shape>(data.ring[stage], own_keys, warpgroup, warp * 32 + lane);
+    }
+    /// Which of the thread's rows see no key because their gate is closed.
+    __device__ __forceinline__ void find_closed(const Rows64& rows, bool (&closed)[2]) const {
+        if constexpr (Shape::group) {
+            closed[0] = closed[1] = false;
+            if (args.gate == nullptr) return;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                closed[i] = args.gate[row_place<Shape>(args, rows, i).head] == args.branch[rows.tile.branch].closed;
+            }
+        } else {
+            closed[0] = closed[1] = rows.tile.closed[folded ? half : 0];
+        }
     }
 
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
@@ -210,6 +281,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         barrier_wait(&control.full[ring.stage], ring.phase);
+        clear_foreign_values(value_stage);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         ring.next();
@@ -232,6 +304,7 @@ struct Consumer {
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         barrier_wait(&control.full[ring.stage], ring.phase);
+        clear_foreign_values(last_stage);
         turns.begin();
         pin(p);
         pin(o);
@@ -245,8 +318,10 @@ struct Consumer {
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
-        if (rows.tile.closed[folded ? half : 0]) state.sum[0] = state.sum[1] = 0;
-        store_rows<Shape>(args, rows.tile, rows.head, rows.first, o, state, warp, lane);
+        bool closed[2];
+        find_closed(rows, closed);
+        const std::int64_t slot_row = static_cast<std::int64_t>(rows.tile.slot) * args.pieces.slot_rows + half * 64;
+        store_rows<Shape>(args, rows, closed, slot_row, o, state, lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         return next_steps;
     }

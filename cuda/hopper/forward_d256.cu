@@ -1,6 +1,7 @@
 #include "cuda/hopper/forward.cuh"
 
 namespace sparseattn::cuda::hopper {
-template cudaError_t launch_forward<256, 128, true>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<256, 64, true>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<256, 128, Team::pair>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<256, 64, Team::pair>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<256, 64, Team::group>(const ForwardArgs&, int, cudaStream_t);
 }  // namespace sparseattn::cuda::hopper

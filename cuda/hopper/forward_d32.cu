@@ -1,7 +1,8 @@
 #include "cuda/hopper/forward.cuh"
 
 namespace sparseattn::cuda::hopper {
-template cudaError_t launch_forward<32, 128, true>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<32, 64, true>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<32, 64, false>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<32, 128, Team::pair>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<32, 64, Team::pair>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<32, 64, Team::single>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<32, 64, Team::group>(const ForwardArgs&, int, cudaStream_t);
 }  // namespace sparseattn::cuda::hopper

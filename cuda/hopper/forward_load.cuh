@@ -2,49 +2,92 @@
 /// \file
 /// The two producer warps of a team: one takes tiles and looks up their lists, one fills the ring.
 
+#include "cuda/hopper/forward_lists.cuh"
 #include "cuda/hopper/forward_shape.cuh"
 
 namespace sparseattn::cuda::hopper {
 
 // --- Scheduler ----------------------------------------------------------------------------------------------------
 
-template <class Shape>
-__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index) {
+/// Which tile the number stands for: fills place, piece and unit; false past the end.
+struct Place {
+    int row, unit, part;
+    int begin, steps;  // of a piece; steps 0: the whole list
+    int slot;
+};
+__device__ __forceinline__ bool find_place(const ForwardArgs& args, int index, int part, Place& place) {
     const Schedule& schedule = args.schedule;
-    const Layout& layout = args.layout;
+    if (args.pieces.items != nullptr) {
+        if (index >= __ldcg(args.pieces.counts)) return false;
+        const int4 item = __ldcg(reinterpret_cast<const int4*>(args.pieces.items + index));
+        const int tile = item.x / schedule.parts;
+        place = {tile / schedule.units, tile % schedule.units, item.x % schedule.parts, item.y, item.z, item.w};
+        return true;
+    }
+    if (index >= schedule.tiles) return false;
+    const int first_unit = index / (schedule.section_units * schedule.rows) * schedule.section_units;
+    const int tile = __ldcg(schedule.order + index);
+    place = {tile / schedule.section_units, first_unit + tile % schedule.section_units, part, 0, 0, -1};
+    return true;
+}
+
+template <class Shape>
+__device__ __forceinline__ void find_windows(const Schedule& schedule, const Layout& layout, Tile& tile) {
+    if constexpr (!Shape::group) {
+        tile.windows[0] = layout.windows[tile.head];
+        tile.windows[1] = layout.windows[tile.head + schedule.heads_per_unit - 1];
+    } else {
+        Window& all = tile.windows[0];
+        all = {Window::everything, Window::everything, Window::everything};
+        for (int i = 0; i < schedule.heads_per_unit; ++i) {
+            const Window window = layout.windows[tile.head + i];
+            if (window.local == Window::everything) continue;  // hides nothing
+            all = {min(all.sink, window.sink), min(all.local, window.local), min(all.dense_tail, window.dense_tail)};
+        }
+    }
+}
+
+/// `part`: which pass over the list of a query block in a group that is not cut.
+template <class Shape>
+__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, int part) {
+    const Schedule& schedule = args.schedule;
     Tile tile{};
     tile.steps = -1;
-    if (index >= schedule.tiles) return tile;
-    const int section_tiles = schedule.section_units * schedule.rows;
-    const int section = index / section_tiles;
-    const int first_unit = section * schedule.section_units;
-    const int place = __ldcg(schedule.order + index);
-    const int row = place / schedule.section_units;
-    const int unit = first_unit + place % schedule.section_units;
+    tile.last = true;
+    Place place;
+    if (!find_place(args, index, part, place)) return tile;
 
-    tile.head = unit * schedule.heads_per_unit;
-    const std::int64_t entry = static_cast<std::int64_t>(layout.head_list[tile.head]) * layout.rows + row;
-    const int sequence = layout.row_sequence[row];
-    tile.columns = layout.offsets[entry];
-    tile.blocks = static_cast<int>(layout.offsets[entry + 1] - tile.columns);
-    if (layout.key_offsets != nullptr) {
-        tile.keys = layout.key_offsets[entry];
-        tile.singles = static_cast<int>(layout.key_offsets[entry + 1] - tile.keys);
-    }
+    tile.branch = place.unit % schedule.branches;
+    const Branch& branch = args.branch[tile.branch];
+    const Layout& layout = branch.layout;
+    tile.head = unit_head(schedule, place.unit);
+    const UnitList list = unit_list(branch, args.gate, tile.head, schedule.heads_per_unit, place.row);
+    tile.columns = list.columns;
+    tile.keys = list.keys;
+    tile.blocks = list.blocks;
+    tile.singles = list.singles;
     if (args.gate != nullptr) {
-        tile.closed[0] = args.gate[tile.head] == args.closed;
-        tile.closed[1] = args.gate[tile.head + schedule.heads_per_unit - 1] == args.closed;
-        if (tile.closed[0] && tile.closed[1]) tile.blocks = tile.singles = 0;
+        tile.closed[0] = args.gate[tile.head] == branch.closed;
+        tile.closed[1] = args.gate[tile.head + schedule.heads_per_unit - 1] == branch.closed;
     }
-    const int steps = Shape::block_steps(tile.blocks) + (tile.singles + Shape::keys - 1) / Shape::keys;
-    tile.steps = max(steps, 1);
-    tile.first = (row - layout.row_begin[sequence]) * Shape::block;
+    tile.begin = place.begin;
+    tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
+    tile.slot = place.slot;
+
+    const int sequence = layout.row_sequence[place.row];
     tile.query_token = args.batch.query_offsets[sequence];
     tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
     tile.key_token = args.batch.key_offsets[sequence];
     tile.key_count = args.batch.key_offsets[sequence + 1] - tile.key_token;
-    tile.windows[0] = layout.windows[tile.head];
-    tile.windows[1] = layout.windows[tile.head + schedule.heads_per_unit - 1];
+    tile.causal = layout.causal;
+    tile.first = (place.row - layout.row_begin[sequence]) * layout.block;
+    tile.end = min(tile.first + layout.block, tile.query_count);
+    if constexpr (Shape::group) {
+        tile.first += place.part * schedule.tokens;
+        tile.last = tile.first + schedule.tokens >= tile.end;
+        tile.end = min(tile.first + schedule.tokens, tile.end);
+    }
+    find_windows<Shape>(schedule, layout, tile);
     return tile;
 }
 
@@ -53,11 +96,17 @@ __device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamCont
     Ring<Shape::tile_slots> slot;
     const int all_teams = static_cast<int>(gridDim.x) * Shape::teams;
     int index = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * team;
+    int part = 0;
     wait_for_previous_kernel();  // which made the order
     bool more = true;
     while (more) {
-        const Tile tile = find_tile<Shape>(args, index);
-        index = all_teams + atomicAdd(args.schedule.counter, 1);
+        const Tile tile = find_tile<Shape>(args, index, part);
+        if (Shape::group && args.pieces.items == nullptr && !tile.last) {
+            ++part;
+        } else {
+            part = 0;
+            index = all_teams + atomicAdd(args.schedule.counter, 1);
+        }
         barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
         control.tiles[slot.stage] = tile;
         barrier_arrive(&control.tile_full[slot.stage]);
@@ -88,35 +137,33 @@ struct ListReader {
     }
 };
 
-/// Which keys step n of a tile holds. Called by a whole warp.
+/// Which keys step n of a list holds. Called by a whole warp.
 template <class Shape>
-__device__ __forceinline__ TileKeys step_keys(const Tile& tile, ListReader& list, int n, int lane) {
-    const int block_steps = Shape::block_steps(tile.blocks);
+__device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int n, int lane) {
+    const int parts = block / 64, runs = tile.blocks * parts;
+    const int block_steps = (runs + Shape::runs - 1) / Shape::runs;
     if (n >= block_steps) {
         if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
         return {-1, (n - block_steps) * Shape::keys};
     }
-    if constexpr (Shape::block > Shape::keys) {  // a block takes two steps
-        const int low = list.from_end(n / 2, lane) * Shape::block + (1 - n % 2) * 64;
-        return {low, low};
-    }
-    constexpr int per_step = Shape::keys / Shape::box;
-    const int low = list.from_end(n * per_step, lane) * Shape::block;
-    if (per_step == 1) return {low, low + (Shape::runs - 1) * 64};
-    if (n * per_step + 1 >= tile.blocks) return {low, TileKeys::nowhere};
-    return {low, list.from_end(n * per_step + 1, lane) * Shape::block};
+    const auto run = [&](int number) {  // counted from the end of the list
+        if (number >= runs) return TileKeys::nowhere;
+        return list.from_end(number / parts, lane) * block + (parts - 1 - number % parts) * 64;
+    };
+    const int high = run(n * Shape::runs);
+    return {Shape::runs == 1 ? high : run(n * Shape::runs + 1), high};
 }
 
 /// Rows of single keys, copied by the lanes of one warp; keys past the end of the list become zero rows.
 template <class Shape>
 __device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& rows, const Tile& tile, int key_head,
-                                            const std::int32_t* keys, int first, int lane) {
+                                            int first, int lane) {
     constexpr int pieces = Shape::head_dim / 8;
     const auto* base = static_cast<const __nv_bfloat16*>(rows.data) + key_head * rows.head_stride;
 #pragma unroll 1
     for (int group = 0; group < Shape::keys; group += 32) {
         const int number = first + group + lane;
-        const int mine = number < tile.singles ? __ldg(keys + number) : -1;
+        const int mine = number < tile.singles ? __ldg(tile.keys + number) : -1;
 #pragma unroll 1
         for (int item = lane; item < 32 * pieces; item += 32) {
             const int key = __shfl_sync(0xffffffffu, mine, item / pieces);
@@ -142,8 +189,7 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
     barrier_wait(&control.empty[ring.stage], ring.phase ^ 1);
     if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
     if (where.low < 0) {
-        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, args.layout.keys + tile.keys,
-                           where.high, lane);
+        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, where.high, lane);
         if (lane == 0) barrier_arrive(full);
     } else if (lane == 0) {
         const CUtensorMap* map = value ? &args.value : &args.key;
@@ -161,6 +207,28 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
     ring.next();
 }
 
+/// Loads a tile's queries. Called by one lane.
+template <class Shape>
+__device__ __forceinline__ void load_queries(const ForwardArgs& args, unsigned char* shared, Barrier* full,
+                                             const Tile& tile) {
+    const int token = tile.query_token + tile.first, heads = args.schedule.heads_per_unit;
+    if constexpr (Shape::group) {
+        barrier_expect(full, Shape::panels * heads * args.schedule.tokens * swizzle_row);
+        for (int panel = 0; panel < Shape::panels; ++panel) {
+            tensor_load(shared + panel * Shape::query_panel, &args.query, full, panel * 64, tile.head, token);
+        }
+        return;
+    }
+    barrier_expect(full, Shape::query_bytes);
+    for (int half = 0; half < Shape::warpgroups; ++half) {
+#pragma unroll
+        for (int panel = 0; panel < Shape::panels; ++panel) {
+            tensor_load(shared + panel * Shape::query_panel + half * 64 * swizzle_row, &args.query, full, panel * 64,
+                        tile.head + (heads == 2 ? half : 0), token + (heads == 2 ? 0 : half * 64));
+        }
+    }
+}
+
 /// Loads in the order of use: K0, K1, V0, K2, V1, ..., V of the last step.
 template <class Shape>
 __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<Shape>& data,
@@ -174,22 +242,10 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
         const int steps = tile.steps;
         if (steps < 0) break;
         barrier_wait(&control.query_empty[query.stage], query.phase ^ 1);
-        if (lane == 0) {
-            Barrier* full = &control.query_full[query.stage];
-            barrier_expect(full, Shape::query_bytes);
-            const bool folded = args.schedule.heads_per_unit == 2;
-            for (int half = 0; half < Shape::warpgroups; ++half) {
-                const int head = tile.head + (folded ? half : 0);
-                const int token = tile.query_token + tile.first + (folded ? 0 : half * 64);
-#pragma unroll
-                for (int panel = 0; panel < Shape::panels; ++panel) {
-                    tensor_load(data.query[query.stage] + panel * Shape::query_panel + half * 64 * swizzle_row,
-                                &args.query, full, panel * 64, head, token);
-                }
-            }
-        }
+        if (lane == 0) load_queries<Shape>(args, data.query[query.stage], &control.query_full[query.stage], tile);
         __syncwarp();
-        ListReader list(args.layout.columns + tile.columns, tile.blocks);
+        const int block = args.branch[0].layout.block;
+        ListReader list(tile.columns, tile.blocks);
         TileKeys before{}, now{};
 #pragma unroll 1
         for (int item = 0; item < 2 * steps; ++item) {
@@ -197,7 +253,7 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             const bool last = item + 1 == 2 * steps;
             if (!value) {
                 before = now;
-                now = step_keys<Shape>(tile, list, (item + 1) / 2, lane);
+                now = step_keys<Shape>(tile, block, list, tile.begin + (item + 1) / 2, lane);
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }

@@ -2,9 +2,8 @@
 /// \file
 /// Sizes and shared memory of the forward kernel.
 ///
-/// A team is the set of warpgroups that walk one list together: both (Paired; 128 query rows, or 64 rows of two heads
-/// that share a list), or each alone (64 rows). A team has its own scheduler warp, loader warp, query buffers and ring
-/// of key and value tiles, so that teams never wait for each other.
+/// A team is the set of warpgroups that walk one list together (`Team`). It has its own scheduler warp, loader warp,
+/// query buffers and ring of key and value tiles, so that teams never wait for each other.
 
 #include "cuda/hopper/forward_args.hpp"
 #include "cuda/hopper/token_rule.cuh"
@@ -12,15 +11,15 @@
 
 namespace sparseattn::cuda::hopper {
 
-template <int HeadDim_, int Block_, bool Paired_>
+template <int HeadDim, int Block, Team Kind>
 struct ForwardShape {
-    static constexpr int head_dim = HeadDim_;
-    static constexpr int block = Block_;
-    static constexpr bool paired = Paired_;
+    static constexpr int head_dim = HeadDim;
+    static constexpr bool paired = Kind == Team::pair;
+    static constexpr bool group = Kind == Team::group;
     static constexpr int threads = 384;
     static constexpr int keys = tile_keys(head_dim);  // of one tile
     static constexpr int runs = keys / 64;
-    static constexpr int box = block < keys ? block : keys;  // keys of one copy
+    static constexpr int box = Block < keys ? Block : keys;  // keys of one copy
     static constexpr int scores = keys / 2;                  // of one thread
     static constexpr int teams = paired ? 1 : 2;
     static constexpr int warpgroups = 2 / teams;         // of a team
@@ -34,26 +33,28 @@ struct ForwardShape {
     static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
     static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;
     static constexpr int stages = fitting > 8 ? 8 : fitting;
-    /// Steps that a list of so many blocks takes.
-    static __device__ __forceinline__ int block_steps(int blocks) {
-        return block >= keys ? blocks * (block / box) : (blocks + keys / box - 1) / (keys / box);
-    }
     static_assert(stages >= 2, "K of one step and V of the step before");
 };
 
-/// One (query block, unit) to compute.
+/// One (query block, unit) to compute, or a piece of its list.
 struct Tile {
-    std::int64_t columns;        // where its list begins
-    std::int64_t keys;           // where its single keys begin
-    int steps;                   // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
-    int blocks;                  // key blocks
-    int singles;                 // single keys
-    int head;                    // first head of the unit
-    int first;                   // first query, counted in the sequence
-    int query_token, key_token;  // where the sequence begins in the packed arrays
+    const std::int32_t* columns;  // its list
+    const std::int32_t* keys;     // its single keys
+    int begin;                    // first step of the list
+    int steps;                    // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
+    int blocks;                   // key blocks of the list
+    int singles;                  // single keys
+    int branch;                   // which result
+    int slot;                     // of the partial result; -1: this is the whole list
+    int head;                     // first head of the unit
+    int first, end;               // queries, counted in the sequence
+    int query_token;              // where the sequence begins in the packed arrays
+    int key_token;
     int query_count, key_count;  // its lengths
-    Window windows[2];           // of the unit's heads
-    bool closed[2];              // those of them that see no key
+    bool causal;
+    bool last;          // of its query block
+    bool closed[2];     // of the unit's heads, those that see no key (not of a group)
+    Window windows[2];  // of the unit's heads; of a group: [0] hides whatever any head's hides
 };
 
 /// Where the keys of a tile stand in their sequence: runs of 64 (two, or one at d 256), or single keys from a list.

@@ -1,4 +1,4 @@
-#include "cuda/hopper/forward_args.hpp"
+#include "cuda/hopper/forward_lists.cuh"
 #include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
@@ -9,10 +9,11 @@ constexpr int buckets = 2 * threads;  // of list lengths; longer ones share the 
 constexpr int held = 2;               // lengths that a thread keeps between the passes
 
 /// Sorts the tiles of one section by the length of their lists, longest first, by counting. One thread block a section.
-__global__ void __launch_bounds__(threads) sort_tiles(Schedule schedule, Layout layout) {
+__global__ void __launch_bounds__(threads) sort_tiles(const __grid_constant__ ForwardArgs args) {
     __shared__ int count[buckets];
     __shared__ int warp_total[threads / 32];
     dependents_may_launch();
+    const Schedule& schedule = args.schedule;
     const int first_unit = static_cast<int>(blockIdx.x) * schedule.section_units;
     const int units = min(schedule.section_units, schedule.units - first_unit);
     const int tiles = units * schedule.rows;
@@ -29,11 +30,10 @@ __global__ void __launch_bounds__(threads) sort_tiles(Schedule schedule, Layout 
     };
     const auto bucket_of = [&](int item) {
         const int unit = item / schedule.rows, row = schedule.rows - 1 - item % schedule.rows;
-        const std::int64_t entry =
-            static_cast<std::int64_t>(layout.head_list[(first_unit + unit) * schedule.heads_per_unit]) * layout.rows +
-            row;
-        std::int64_t keys = (layout.offsets[entry + 1] - layout.offsets[entry]) * layout.block;
-        if (layout.key_offsets != nullptr) keys += layout.key_offsets[entry + 1] - layout.key_offsets[entry];
+        const int number = first_unit + unit;
+        const Branch& branch = args.branch[number % schedule.branches];
+        const UnitList list = unit_list(branch, args.gate, unit_head(schedule, number), schedule.heads_per_unit, row);
+        const std::int64_t keys = static_cast<std::int64_t>(list.blocks) * branch.layout.block + list.singles;
         return buckets - 1 - static_cast<int>(min(static_cast<long long>(keys / 64), buckets - 1LL));
     };
     int kept[held];
@@ -74,9 +74,10 @@ __global__ void __launch_bounds__(threads) sort_tiles(Schedule schedule, Layout 
 
 }  // namespace
 
-cudaError_t launch_schedule(const Schedule& schedule, const Layout& layout, cudaStream_t stream) {
+cudaError_t launch_schedule(const ForwardArgs& args, cudaStream_t stream) {
+    const Schedule& schedule = args.schedule;
     const int sections = (schedule.units + schedule.section_units - 1) / schedule.section_units;
-    sort_tiles<<<sections, threads, 0, stream>>>(schedule, layout);
+    sort_tiles<<<sections, threads, 0, stream>>>(args);
     return cudaGetLastError();
 }
 

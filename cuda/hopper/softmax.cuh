@@ -15,18 +15,22 @@ struct RowState {
 /// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
 inline constexpr float slack_log2 = 8.0f;
 
-/// Hides what the token rule hides in a tile of key blocks. `row` is the thread's first query, the second one is 8
-/// below.
-template <int Scores>
-__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule& rule, TileKeys where, int row,
-                                            int lane) {
+/// What the token rule leaves of the keys for one row: keys below `end` that are also below `sink` or not below
+/// `begin`.
+struct RowKeys {
+    int end, begin, sink;
+};
+
+/// Hides what the token rule hides in a tile of key blocks. `keys_of(half)`: of the thread's first and second row.
+template <int Scores, class KeysOf>
+__device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& keys_of, TileKeys where, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int end = rule.key_end(row + 8 * half), begin = rule.local_begin(row + 8 * half);
+        const RowKeys keys = keys_of(half);
 #pragma unroll
         for (int run = 0; run < Scores / 32; ++run) {  // bounds relative to the thread's first key of the run
             const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
-            const int run_end = end - base, run_begin = begin - base, run_sink = rule.window.sink - base;
+            const int run_end = keys.end - base, run_begin = keys.begin - base, run_sink = keys.sink - base;
 #pragma unroll
             for (int i = 0; i < 16; ++i) {
                 const int key = 8 * (i / 2) + i % 2;
@@ -36,39 +40,41 @@ __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const TokenRule&
         }
     }
 }
-/// The same for single keys: `keys` are those of the tile, `count` of them.
-template <int Scores>
-__device__ __forceinline__ void mask_singles(float (&s)[Scores], const TokenRule& rule, const std::int32_t* keys,
-                                             int count, int row, int lane) {
-    const int end[2] = {rule.key_end(row), rule.key_end(row + 8)};
-    const int begin[2] = {rule.local_begin(row), rule.local_begin(row + 8)};
+/// The same for single keys: `list` are those of the tile, `count` of them.
+template <int Scores, class KeysOf>
+__device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& keys_of, const std::int32_t* list,
+                                             int count, int lane) {
+    const RowKeys keys[2] = {keys_of(0), keys_of(1)};
 #pragma unroll
     for (int i = 0; i < Scores / 2; ++i) {
         const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-        const int key = column < count ? __ldg(keys + column) : TileKeys::nowhere;
+        const int key = column < count ? __ldg(list + column) : TileKeys::nowhere;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float& score = s[4 * (i / 2) + 2 * half + i % 2];
-            if (!(key < end[half] && (key < rule.window.sink || key >= begin[half]))) score = -INFINITY;
+            const bool kept = key < keys[half].end && (key < keys[half].sink || key >= keys[half].begin);
+            if (!kept) score = -INFINITY;
         }
     }
 }
 
-/// Masks the scores of one warpgroup where needed; `first` is its first query.
-template <class Shape>
-__device__ __forceinline__ void mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const Tile& tile,
-                                            TileKeys where, const std::int32_t* single_keys, int first, int row,
-                                            int lane) {
+/// Masks the scores of the warpgroup's queries [first, last) where needed. Returns how many of the step's keys stand
+/// before the end of the sequence: what was loaded behind them belongs to the next one.
+template <class Shape, class KeysOf>
+__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const KeysOf& keys_of,
+                                           const Tile& tile, TileKeys where, int first, int last, int lane) {
     if (where.low < 0) {
-        mask_singles(s, rule, single_keys + where.high, tile.singles - where.high, row, lane);
-        return;
+        mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
+        return Shape::keys;
     }
-    const int last = min(first + 64, rule.queries);
     const bool whole = where.high == where.low + (Shape::runs - 1) * 64
                            ? rule.all_visible(first, last, where.low, where.low + Shape::keys)
                            : rule.all_visible(first, last, where.low, where.low + 64) &&
                                  rule.all_visible(first, last, where.high, where.high + 64);
-    if (!whole) mask_blocks(s, rule, where, row, lane);
+    if (whole) return Shape::keys;
+    mask_blocks(s, keys_of, where, lane);
+    // The last block of a sequence is the last of a list, hence in the upper run.
+    return max(0, min(Shape::keys, Shape::keys - 64 + rule.keys - where.high));
 }
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.

@@ -22,10 +22,11 @@ Encode find_encoder() {
     return reinterpret_cast<Encode>(entry);
 }
 
-/// A bf16 tensor whose boxes hold 64 channels, the width of the swizzle, of `box` entries of the last dimension.
+/// A bf16 tensor whose boxes hold 64 channels, the width of the swizzle, of `box_heads` entries of the second
+/// and `box` of the last dimension.
 template <int Rank>
 cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[Rank],
-                       const std::int64_t (&strides)[Rank - 1], int box) {
+                       const std::int64_t (&strides)[Rank - 1], int box, int box_heads = 1) {
     static const Encode encode = find_encoder();
     if (encode == nullptr) return cudaErrorNotSupported;
     cuuint64_t bytes[Rank - 1];
@@ -33,6 +34,7 @@ cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[R
     for (int i = 0; i < Rank; ++i) boxes[i] = steps[i] = 1;
     for (int i = 0; i < Rank - 1; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * 2;
     boxes[0] = 64;
+    boxes[1] = static_cast<cuuint32_t>(box_heads);
     boxes[Rank - 1] = static_cast<cuuint32_t>(box);
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, data, sizes, bytes, boxes, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -47,12 +49,13 @@ std::int64_t head_stride(const Heads& array, int heads, int head_dim) {
 
 }  // namespace
 
-cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens) {
+cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens,
+                           int box_heads) {
     const std::int64_t between_heads = head_stride(array, heads, head_dim);
     return encode_map<3>(
         map, array.data,
         {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(tokens)},
-        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens);
+        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens, box_heads);
 }
 
 cudaError_t make_strided_map(CUtensorMap& map, const Heads& array, int heads, int head_dim, int stride, int phases,

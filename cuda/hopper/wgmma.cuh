@@ -46,8 +46,13 @@ __device__ __forceinline__ std::uint64_t advance(std::uint64_t operand, int byte
 __device__ __forceinline__ void product_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
+/// With SPARSEATTN_CUDA_CHECKED (builds for compute-sanitizer) also waits: the code that tools insert at loads and
+/// stores would otherwise overwrite what a product is writing.
 __device__ __forceinline__ void product_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#ifdef SPARSEATTN_CUDA_CHECKED
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
 }
 /// Until at most `Pending` committed groups are unfinished.
 template <int Pending>

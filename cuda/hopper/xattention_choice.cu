@@ -46,6 +46,7 @@ struct RowMasses {
     __device__ __forceinline__ Part from(std::uint32_t least) const {
         double sum = 0;
         int blocks = 0;
+#pragma unroll 1
         for (int block = lane; block < count; block += 32) {
             const float mass = masses[block];
             if (__float_as_uint(mass) >= least && !forced(block)) {
@@ -57,11 +58,15 @@ struct RowMasses {
     }
     /// One past the place of the `wanted`-th (from 1) block with these bits.
     __device__ __forceinline__ int tie_end(std::uint32_t bits, int wanted) const {
+#pragma unroll 1
         for (int base = 0; base < count; base += 32) {
             const int block = base + lane;
-            const unsigned ties =
+            unsigned ties =
                 __ballot_sync(whole, block < count && __float_as_uint(masses[block]) == bits && !forced(block));
-            if (__popc(ties) >= wanted) return base + __fns(ties, 0, wanted) + 1;
+            if (__popc(ties) >= wanted) {
+                for (; wanted > 1; --wanted) ties &= ties - 1;
+                return base + __ffs(ties);
+            }
             wanted -= __popc(ties);
         }
         return count;
@@ -70,27 +75,30 @@ struct RowMasses {
     __device__ __forceinline__ Cut cut(double required) const {
         if (required <= 0) return {};
         std::uint32_t least = 0xffffffffu, most = 0;
+#pragma unroll 1
         for (int block = lane; block < count; block += 32) {
             const std::uint32_t bits = __float_as_uint(masses[block]);
             if (forced(block)) continue;
             least = min(least, bits);
             most = max(most, bits);
         }
-        std::uint32_t low = __reduce_min_sync(whole, least), high = __reduce_max_sync(whole, most) + 1;
-        Part at_low = from(0), at_high = {0, 0};
-        if (!(at_low.sum >= required)) return {0, 0x7fffffff};  // also when any mass is NaN
         // The sum from `low` on reaches, that from `high` on does not; often one block between them is left early.
-        while (at_low.blocks - at_high.blocks > 1 && high - low > 1) {
-            const std::uint32_t middle = low + (high - low) / 2;
+        std::uint32_t low = 0, high = __reduce_max_sync(whole, most) + 1;
+        std::uint32_t middle = __reduce_min_sync(whole, least);
+        Part at_low{}, at_high{};
+#pragma unroll 1
+        do {
             const Part part = from(middle);
             if (part.sum >= required) {
                 low = middle;
                 at_low = part;
             } else {
+                if (low == 0) return {0, 0x7fffffff};  // all of them fall short, or one is NaN
                 high = middle;
                 at_high = part;
             }
-        }
+            middle = low + (high - low) / 2;
+        } while (at_low.blocks - at_high.blocks > 1 && high - low > 1);
         if (at_low.blocks - at_high.blocks == 1) return {low, 0x7fffffff};
         // Only ties are left between them. Multiples of a float are exact here.
         const double each = __uint_as_float(low), rest = required - at_high.sum;
@@ -120,9 +128,12 @@ __device__ __forceinline__ void row_factors(const float2* tops, int count, int t
                                             float* factors, int lane) {
     const int lanes = 32 / per_block, r = min(lane / lanes, count - 1), sub = lane % lanes;
     float top = -INFINITY;
+#pragma unroll 1
     for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
+#pragma unroll 1
     for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(whole, top, distance));
     float total = 0;
+#pragma unroll 1
     for (int t = sub; t < tiles; t += lanes) {
         const float2 own = tops[t * strided_tile + r];
         // A tile of -inf has sums of 0; a row of nothing else becomes NaN, as its softmax is.
@@ -130,9 +141,11 @@ __device__ __forceinline__ void row_factors(const float2* tops, int count, int t
         if (lane / lanes < count) factors[r * tiles + t] = factor;
         total += factor * own.y;
     }
+#pragma unroll 1
     for (int distance = lanes / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(whole, total, distance);
     const float scale = 1.0f / total;
     if (lane / lanes < count) {
+#pragma unroll 1
         for (int t = sub; t < tiles; t += lanes) factors[r * tiles + t] *= scale;
     }
 }
@@ -167,6 +180,7 @@ __global__ void __launch_bounds__(32 * most_warps)
     const std::int64_t list_row = static_cast<std::int64_t>(args.table.list[member]) * args.target.rows + row;
     std::uint32_t* words = args.words + list_row * args.word_count;
     if (args.sums == nullptr || keys == 0) {
+#pragma unroll 1
         for (int w = lane; w < args.word_count; w += 32) {
             const int bits = span.end - w * 32;
             words[w] = bits >= 32 ? whole : bits > 0 ? (1u << bits) - 1 : 0;
@@ -175,7 +189,8 @@ __global__ void __launch_bounds__(32 * most_warps)
         return;
     }
 
-    const int tile_blocks = shape.tile_blocks(), strided = (queries + shape.stride - 1) / shape.stride;
+    constexpr int tile_blocks = tile_columns / PerBlock;
+    const int tile_shift = __ffs(tile_blocks) - 1, strided = (queries + shape.stride - 1) / shape.stride;
     const int first = local * PerBlock, count = min(PerBlock, strided - first);
     const RowTile tile = args.plan.row_tiles[args.plan.row_tile_begin[sequence] + first / strided_tile];
     const int tiles = (span.end + tile_blocks - 1) / tile_blocks;
@@ -188,10 +203,11 @@ __global__ void __launch_bounds__(32 * most_warps)
     double all = 0, held = 0;
     const RowMasses row_masses{masses,         span.end,    lane, shape.keep_sink, shape.keep_recent,
                                span.own_begin, span.own_end};
-#pragma unroll 2
+#pragma unroll 1
     for (int block = lane; block < span.end; block += 32) {
-        const int t = block / tile_blocks;
-        const float* sums = args.sums + ((number + t) * strided_tile + in_tile) * tile_blocks + block % tile_blocks;
+        const int t = block >> tile_shift;
+        const float* sums =
+            args.sums + ((number + t) * strided_tile + in_tile) * tile_blocks + (block & (tile_blocks - 1));
         const float mass = block_mass<PerBlock>(sums, tile_blocks, factors + t, tiles, count);
         masses[block] = mass;
         if (args.masses != nullptr) args.masses[list_row * args.mass_stride + block] = mass;
@@ -202,6 +218,7 @@ __global__ void __launch_bounds__(32 * most_warps)
     const double total = warp_sum(all);
     const Cut cut = row_masses.cut(args.table.threshold[member] * total - warp_sum(held));
     int taken_blocks = 0;
+#pragma unroll 1
     for (int w = 0; w < args.word_count; ++w) {
         const int block = w * 32 + lane;
         const bool taken = block < span.end && (row_masses.forced(block) || cut.takes(masses[block], block));

@@ -1,9 +1,9 @@
 /// \file
-/// Checks the CUDA backward kernels against the fp64 reference, both with and without `deterministic`. Arguments: none,
-/// or a word that case names must contain. Exit code 0: all passed; 1: a case failed; 77: no device that the kernels
-/// serve.
+/// Checks the CUDA backward kernels against the fp64 reference, without and with gates, both with and without
+/// `deterministic`. Arguments: [--kernel hopper | ampere] [a word that case names must contain [plain | gated]]. Exit
+/// code 0: all passed; 1: a case failed; 77: no device that the kernels serve.
 
-#include "tests/cuda/problem_backward.cuh"
+#include "tests/cuda/problem_gated.cuh"
 
 using namespace sparseattn::cuda;
 using namespace sparseattn::cuda::testing;
@@ -20,7 +20,11 @@ struct Case {
     double empty_rows = 0;
     bool windows = false;
     bool fused = false;
+    double single_density = 0;
+    int spoiled = -1;  // this sequence is NaN
 };
+
+Kernel kernel = Kernel::none;  // the one being checked
 
 const Window whole{0, Window::everything, 0};
 
@@ -42,12 +46,19 @@ std::vector<Case> cases() {
         {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0.4},
         {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, true},
         {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, true},
+        {"single keys", {1100}, {1100}, 4, 2, true, 0.15, false, 0, false, false, 0.1},
+        {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0, false, false, 0.2},
+        {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.1, true, false, 0.05},
+        {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0, false, false, 0.3},
+        {"beside NaN", {100, 90, 300, 77}, {130, 190, 100, 333}, 4, 2, true, 0.7, false, 0, false, false, 0, 1},
+        {"beside NaN, single keys", {100, 90, 300}, {130, 190, 330}, 4, 2, true, 0.5, false, 0, false, false, 0.1, 1},
         {"many items", {1500, 1300}, {1500, 1300}, 32, 16, true, 0.3, false},
     };
 }
 
 HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
     HostProblem p;
+    p.kernel = kernel;
     p.head_dim = head_dim;
     p.block = block;
     p.query_heads = c.query_heads;
@@ -61,25 +72,48 @@ HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
         if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
         p.windows.push_back(window);
     }
-    make_lists(p, c.density, true, 0, c.empty_rows, seed);
+    make_lists(p, c.density, true, c.single_density, c.empty_rows, seed);
     return p;
 }
 
-bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
-    BackwardProblem problem(p, c.fused, 10, seed, deterministic);
-    const BackwardReference reference(problem);
-    std::printf("%-24s block %3d d %3d %s  ", c.name, block, head_dim, deterministic ? "fixed order" : "any order  ");
-    const char* why = "";
-    if (backward_kernel(problem.params, &why) == Kernel::none) {
-        std::printf("FAIL not served: %s\n", why);
-        return false;
-    }
+/// What the kernel being checked covers; of the rest see refuses_single_keys().
+bool served(const Case& c, int head_dim, bool deterministic) {
+    if (kernel == Kernel::ampere) return deterministic;  // it knows no other way
+    return c.single_density == 0 && (head_dim == 64 || head_dim == 128);
+}
+
+/// Makes the tokens of a sequence NaN in all that the pass reads of them; returns them.
+struct Lost {
+    std::size_t query_begin = 0, query_end = 0, key_begin = 0, key_end = 0;
+};
+Lost spoil_case(const Case& c, const BackwardProblem& problem) {
+    if (c.spoiled < 0) return {};
+    const HostProblem& p = problem.host;
+    for (const Heads& array : {problem.params.query, problem.params.dout}) spoil(array, p.query_offsets, c.spoiled);
+    for (const Heads& array : {problem.params.key, problem.params.value}) spoil(array, p.key_offsets, c.spoiled);
+    const auto at = [&](const std::vector<std::int32_t>& offsets, int next) {
+        return static_cast<std::size_t>(offsets[c.spoiled + next]);
+    };
+    return {at(p.query_offsets, 0), at(p.query_offsets, 1), at(p.key_offsets, 0), at(p.key_offsets, 1)};
+}
+
+void print_name(const Case& c, int block, int head_dim, bool gated, bool deterministic) {
+    std::printf("%s %-24s block %3d d %3d %s %s  ", name(kernel), c.name, block, head_dim, gated ? "gated" : "     ",
+                deterministic ? "fixed order" : "any order  ");
+}
+
+/// Calls `backward` twice on poisoned outputs: what it writes must be the same bits (dq only when deterministic) and
+/// near the reference. `other` holds more outputs, as bits, and `other_error` what is wrong with them.
+template <class Call, class Other, class OtherError>
+bool check(BackwardProblem& problem, const BackwardReference& reference, const Lost& lost, bool deterministic,
+           Call&& call, Other&& other, OtherError&& other_error) {
+    const HostProblem& p = problem.host;
     std::vector<__nv_bfloat16> first[3];
+    std::vector<float> first_other;
     bool same = true;
     for (int round = 0; round < 2; ++round) {
         problem.poison();
-        const Status status = backward(problem.params);
+        const Status status = call();
         const cudaError_t error = status.ok() ? cudaDeviceSynchronize() : status.error;
         if (error != cudaSuccess) {
             std::printf("FAIL %s: %s\n", status.where, cudaGetErrorString(error));
@@ -93,28 +127,84 @@ bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32
                 same = same && std::memcmp(first[g].data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
             }
         }
+        const std::vector<float> bits = other();
+        if (round == 0) first_other = bits;
+        same = same && std::memcmp(first_other.data(), bits.data(), bits.size() * sizeof bits[0]) == 0;
     }
-    const GradientError errors[3] = {compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(),
-                                                      p.query_heads, head_dim, reference.dq, reference.dq_scale),
-                                     compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads,
-                                                      head_dim, reference.dk, reference.dk_scale),
-                                     compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads,
-                                                      head_dim, reference.dv, reference.dv_scale)};
-    bool ok = same;
-    std::string text;
+    const int d = p.head_dim;
+    const GradientError errors[3] = {
+        compare_gradient("dq", problem.dq.host(), problem.params.dq, p.queries(), p.query_heads, d, reference.dq,
+                         reference.dq_scale, lost.query_begin, lost.query_end),
+        compare_gradient("dk", problem.dk.host(), problem.params.dk, p.keys(), p.key_heads, d, reference.dk,
+                         reference.dk_scale, lost.key_begin, lost.key_end),
+        compare_gradient("dv", problem.dv.host(), problem.params.dv, p.keys(), p.key_heads, d, reference.dv,
+                         reference.dv_scale, lost.key_begin, lost.key_end)};
+    std::string text = other_error();
+    bool ok = same && text.empty();
     for (const GradientError& error : errors) {
         ok = ok && error.first.empty();
         if (!error.first.empty()) text += " " + error.first + ";";
     }
-    std::printf("%s of bound %.2f %.2f %.2f relative %.1e %.1e %.1e%s%s\n", ok ? "pass" : "FAIL", errors[0].worst,
+    std::printf("%s of bound %.2f %.2f %.2f relative %.1e %.1e %.1e%s %s\n", ok ? "pass" : "FAIL", errors[0].worst,
                 errors[1].worst, errors[2].worst, errors[0].relative, errors[1].relative, errors[2].relative,
                 same ? "" : " DIFFERENT BITS", text.c_str());
     std::fflush(stdout);
     return ok;
 }
 
-/// What no kernel serves must be said, not computed.
+bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    BackwardProblem problem(p, c.fused, 10, seed, deterministic);
+    const Lost lost = spoil_case(c, problem);
+    const BackwardReference reference(problem);
+    print_name(c, block, head_dim, false, deterministic);
+    const char* why = "";
+    if (backward_kernel(problem.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    return check(
+        problem, reference, lost, deterministic, [&] { return backward(problem.params); },
+        [] { return std::vector<float>(); }, [] { return std::string(); });
+}
+
+/// The case as full branch, its sparse one with lists and windows of its own; gates between 0 and 1, 0 and 1.
+bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
+    const HostProblem p = build(c, block, head_dim, seed);
+    HostProblem sparse = p;
+    sparse.lists = c.query_heads;
+    std::vector<float> gates;
+    constexpr float values[] = {0.3f, 1, 0, 0.9375f, 0.01f};
+    for (int head = 0; head < c.query_heads; ++head) {
+        sparse.head_list[head] = (head * 5 + 2) % c.query_heads;
+        if (head % 2 == 0) sparse.windows[head] = {37, 150, 0};
+        gates.push_back(values[(head + seed) % 5]);
+    }
+    make_lists(sparse, 0.5 * c.density, true, c.single_density, c.empty_rows, seed + 100);
+    GatedProblem problem(p, sparse, gates, c.fused, 10, seed, deterministic);
+    const Lost lost = spoil_case(c, problem.full);
+    spoil_case(c, problem.sparse);
+    const GatedReference reference(problem);
+    problem.poison_closed_branches();
+    print_name(c, block, head_dim, true, deterministic);
+    const char* why = "";
+    if (gated_backward_kernel(problem.params, &why) == Kernel::none) {
+        std::printf("FAIL not served: %s\n", why);
+        return false;
+    }
+    return check(
+        problem.full, reference.sum, lost, deterministic,
+        [&] {
+            problem.dgate.fill(0xff);
+            return gated_backward(problem.params);
+        },
+        [&] { return problem.dgate.host(); },
+        [&] { return c.spoiled >= 0 ? std::string() : reference.compare(problem.dgate.host()); });
+}
+
+/// What the Hopper kernels do not serve must be said, not computed.
 bool refuses_single_keys() {
+    kernel = Kernel::hopper;
     HostProblem p = build({"", {300}, {300}, 2, 1, true, 1, true}, 128, 64, 1);
     make_lists(p, 0.3, true, 0.1, 0, 3);
     const BackwardProblem problem(p, false, 0, 1, true);
@@ -128,18 +218,21 @@ bool refuses_single_keys() {
 }  // namespace
 
 int main(int argc, char** argv) {
-    int devices = 0, major = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return 77;
-    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    if (major != 9) return 77;
+    const std::vector<Kernel> kernels = kernels_to_check(argc, argv);
+    if (kernels.empty()) return 77;
     int failed = refuses_single_keys() ? 0 : 1, done = 1;
-    for (const Case& c : cases()) {
-        if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
-        for (const int head_dim : {128, 64}) {
-            for (const int block : {128, 64}) {
-                for (const bool deterministic : {true, false}) {
-                    failed +=
-                        run(c, block, head_dim, deterministic, 17u + static_cast<std::uint32_t>(done) / 2) ? 0 : 1;
+    for (const Kernel each : kernels) {
+        kernel = each;
+        for (const Case& c : cases()) {
+            if (argc > 1 && std::strstr(c.name, argv[1]) == nullptr) continue;
+            for (const int head_dim : {128, 64, 32, 96, 256}) {
+                for (const int variant : {0, 1, 2, 3, 4, 5, 6, 7}) {
+                    const int block = variant / 4 == 0 ? 128 : 64;
+                    const bool deterministic = variant / 2 % 2 == 0, gated = variant % 2 == 1;
+                    if (!served(c, head_dim, deterministic)) continue;
+                    if (argc > 2 && gated != (std::strcmp(argv[2], "gated") == 0)) continue;
+                    const std::uint32_t seed = 17u + static_cast<std::uint32_t>(done) / 4;
+                    failed += (gated ? run_gated : run)(c, block, head_dim, deterministic, seed) ? 0 : 1;
                     ++done;
                 }
             }

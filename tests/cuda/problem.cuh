@@ -6,6 +6,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -56,7 +58,7 @@ class Buffer {
         }
         return result;
     }
-    void fill(int byte) {
+    void fill(int byte) const {
         if (count_ > 0) SPARSEATTN_TEST_CUDA(cudaMemset(data_, byte, count_ * sizeof(T)));
     }
 
@@ -82,8 +84,10 @@ static __global__ void fill_random(__nv_bfloat16* data, std::int64_t count, std:
 struct HostProblem {
     int head_dim = 128, block = 128, query_heads = 1, key_heads = 1;
     bool causal = true;
+    Kernel kernel = Kernel::none;  // to take; none: the door's choice
     std::vector<std::int32_t> query_offsets{0}, key_offsets{0};
     int lists = 1;
+    int shared_heads = 1;  // Layout::shared_heads
     std::vector<std::int32_t> head_list;
     std::vector<Window> windows;
     std::vector<std::int32_t> row_begin{0}, row_sequence, key_block_begin{0}, key_block_sequence;
@@ -149,6 +153,9 @@ inline void make_lists(HostProblem& p, double density, bool diagonal, double sin
     }
 }
 
+/// Tokens of NaN behind the last one of query, key and value: no result may come from them.
+inline constexpr int not_numbers = 130;
+
 /// A problem's arrays on the device. Query, key and value share one buffer [tokens, Hq + 2 Hkv, d] when `fused` (needs
 /// equal token counts); out has `gap` unused elements after each token, to see stray writes.
 struct DeviceProblem {
@@ -179,13 +186,15 @@ struct DeviceProblem {
         const std::int64_t fused_stride = (p.query_heads + 2 * p.key_heads) * d;
         const auto heads = [&](Buffer<__nv_bfloat16>& buffer, std::int64_t tokens, std::int64_t stride,
                                std::uint32_t mix) {
-            buffer = Buffer<__nv_bfloat16>(static_cast<std::size_t>(tokens * stride));
-            if (buffer.size() > 0) {
+            buffer = Buffer<__nv_bfloat16>(static_cast<std::size_t>((tokens + not_numbers) * stride));
+            buffer.fill(0xff);
+            if (tokens > 0) {
                 fill_random<<<1024, 256>>>(buffer.data(), tokens * stride, seed * 3 + mix, spread);
                 SPARSEATTN_TEST_CUDA(cudaGetLastError());
             }
             return Heads{buffer.data(), stride, d};
         };
+        params.kernel = p.kernel;
         params.query_heads = p.query_heads;
         params.key_heads = p.key_heads;
         params.head_dim = p.head_dim;
@@ -211,6 +220,7 @@ struct DeviceProblem {
         layout.rows = p.rows();
         layout.key_blocks = p.key_blocks();
         layout.lists = p.lists;
+        layout.shared_heads = p.shared_heads;
         layout.row_begin = row_begin.data();
         layout.row_sequence = row_sequence.data();
         layout.key_block_begin = key_block_begin.data();
@@ -228,6 +238,34 @@ struct DeviceProblem {
     }
 };
 
+/// Makes the tokens of a sequence NaN, all heads of them.
+inline void spoil(const Heads& array, const std::vector<std::int32_t>& offsets, int sequence) {
+    const std::int64_t begin = offsets[sequence] * array.token_stride, end = offsets[sequence + 1] * array.token_stride;
+    SPARSEATTN_TEST_CUDA(cudaMemset(static_cast<__nv_bfloat16*>(array.data) + begin, 0xff, 2 * (end - begin)));
+}
+
+/// The kernels to check: those that the device serves, or of them the one named behind `--kernel` (taken out of the
+/// arguments).
+inline std::vector<Kernel> kernels_to_check(int& argc, char** argv) {
+    int devices = 0, major = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) return {};
+    SPARSEATTN_TEST_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    std::string wanted;
+    for (int i = 1; i + 1 < argc; ++i) {
+        if (std::string(argv[i]) != "--kernel") continue;
+        wanted = argv[i + 1];
+        std::copy(argv + i + 2, argv + argc, argv + i);
+        argc -= 2;
+    }
+    std::vector<Kernel> result;
+    if (major == 9 && wanted != "ampere") result.push_back(Kernel::hopper);
+    if (major >= 8 && wanted != "hopper") result.push_back(Kernel::ampere);
+    return result;
+}
+inline const char* name(Kernel kernel) {
+    return kernel == Kernel::hopper ? "hopper" : kernel == Kernel::ampere ? "ampere" : "door's choice";
+}
+
 /// Position of `value` in the ascending list [begin, end) of `entries`, or -1.
 inline __device__ std::int64_t find(const std::int32_t* entries, std::int64_t begin, std::int64_t end,
                                     std::int32_t value) {
@@ -243,10 +281,15 @@ inline __device__ std::int64_t find(const std::int32_t* entries, std::int64_t be
 }
 
 /// fp64 attention of the queries tokens[blockIdx.x] (packed numbers) and head blockIdx.y: out[x][y][d], the weighted
-/// mean of |value| (scale of rounding errors) and lse. One thread block each; shared memory: n_k doubles + 256.
+/// mean of |value| (scale of rounding errors) and lse. One thread block each; a double per key in shared memory, or in
+/// `scratch` ([tokens, Hq, scratch_keys]) where that is too small.
 static __global__ void reference_forward(ForwardParams p, const std::int32_t* tokens, double* out, double* magnitude,
-                                         double* lse) {
-    extern __shared__ double weight[];
+                                         double* lse, double* scratch, std::int64_t scratch_keys) {
+    extern __shared__ double shared_weight[];
+    double* weight = shared_weight;
+    if (scratch != nullptr) {
+        weight = scratch + (static_cast<std::int64_t>(blockIdx.x) * gridDim.y + blockIdx.y) * scratch_keys;
+    }
     __shared__ double reduced[256];
     const int token = tokens[blockIdx.x], head = blockIdx.y, key_head = head / (p.query_heads / p.key_heads);
     int sequence = 0;
@@ -311,6 +354,33 @@ static __global__ void reference_forward(ForwardParams p, const std::int32_t* to
     if (threadIdx.x == 0) lse[row] = sum > 0 ? highest + log(sum) : -INFINITY;
 }
 
+/// rows[x] = row tokens[x] of an array whose rows are `stride` apart and `width` long. One thread block a row.
+template <class T>
+__global__ void gather_rows(const T* from, std::int64_t stride, std::int64_t width, const std::int32_t* tokens,
+                            T* rows) {
+    for (std::int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+        rows[blockIdx.x * width + i] = from[tokens[blockIdx.x] * stride + i];
+    }
+}
+template <class T>
+std::vector<T> rows_of(const T* from, std::int64_t stride, std::int64_t width, const Buffer<std::int32_t>& tokens) {
+    Buffer<T> rows(tokens.size() * static_cast<std::size_t>(width));
+    gather_rows<<<static_cast<unsigned>(tokens.size()), 256>>>(from, stride, width, tokens.data(), rows.data());
+    SPARSEATTN_TEST_CUDA(cudaGetLastError());
+    return rows.host();
+}
+
+/// Shared memory of a reference kernel that wants `bytes`; 0 when the device has less, and `scratch` is to be used.
+template <class Function>
+int reference_shared_memory(const Function& kernel, std::size_t bytes) {
+    bytes = (bytes + 15) / 16 * 16;          // the compiler reads doubles in pairs, past an odd end too
+    constexpr std::size_t most = 160 << 10;  // of every device from compute capability 8.0 on, but for a few small ones
+    if (bytes > most) return 0;
+    SPARSEATTN_TEST_CUDA(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    return static_cast<int>(bytes);
+}
+
 /// How far results are from the reference.
 struct Comparison {
     double worst = 0;      // |out - ref| over the bound of bf16 rounding (of out and of the probabilities)
@@ -333,21 +403,22 @@ inline Comparison compare(const HostProblem& p, const DeviceProblem& device, con
     for (std::size_t s = 0; s + 1 < p.key_offsets.size(); ++s) {
         longest = std::max(longest, p.key_offsets[s + 1] - p.key_offsets[s]);
     }
-    const int bytes = longest * static_cast<int>(sizeof(double));
-    SPARSEATTN_TEST_CUDA(cudaFuncSetAttribute(reference_forward, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    const int bytes = reference_shared_memory(reference_forward, longest * sizeof(double));
+    const Buffer<double> scratch(bytes > 0 ? 0 : rows * longest);
     reference_forward<<<dim3(static_cast<unsigned>(tokens.size()), p.query_heads), 256, bytes>>>(
-        device.params, token_buffer.data(), out.data(), magnitude.data(), lse.data());
+        device.params, token_buffer.data(), out.data(), magnitude.data(), lse.data(), scratch.data(), longest);
     SPARSEATTN_TEST_CUDA(cudaGetLastError());
     SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
     const auto want = out.host(), scale = magnitude.host(), want_lse = lse.host();
-    const auto have = device.out.host();
-    const auto have_lse = device.lse.host();
+    const auto have = rows_of(device.out.data(), device.params.out.token_stride,
+                              static_cast<std::int64_t>(p.query_heads) * p.head_dim, token_buffer);
+    const auto have_lse = rows_of(device.lse.data(), p.query_heads, p.query_heads, token_buffer);
     double error2 = 0, norm2 = 0;
     char text[200];
     for (std::size_t x = 0; x < tokens.size(); ++x) {
         for (int head = 0; head < p.query_heads; ++head) {
             const std::size_t row = x * p.query_heads + head;
-            const double got_lse = have_lse[static_cast<std::size_t>(tokens[x]) * p.query_heads + head];
+            const double got_lse = have_lse[row];
             const bool none = std::isinf(want_lse[row]);
             const double lse_error = none ? (got_lse == want_lse[row] ? 0 : 1) : std::fabs(got_lse - want_lse[row]);
             if (!(lse_error <= result.lse_error)) result.lse_error = lse_error;
@@ -358,8 +429,7 @@ inline Comparison compare(const HostProblem& p, const DeviceProblem& device, con
             }
             for (int c = 0; c < p.head_dim; ++c) {
                 const double reference = want[row * p.head_dim + c];
-                const double got = __bfloat162float(
-                    have[static_cast<std::size_t>(tokens[x] * device.params.out.token_stride + head * p.head_dim + c)]);
+                const double got = __bfloat162float(have[row * p.head_dim + c]);
                 const double error = std::fabs(got - reference);
                 const double bound = 1.02 * 0x1p-8 * (std::fabs(reference) + scale[row * p.head_dim + c]) + 1e-30;
                 if (!(error / bound <= result.worst)) result.worst = error / bound;

@@ -2,12 +2,14 @@
 // Listens to Kokkos Tools: which kernels ran where, what was allocated, fenced and copied while a recording lasts.
 #include <Kokkos_Core.hpp>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
 namespace sparseattn::testing {
 
-/// One recording at a time; callbacks are removed when it ends.
+/// One recording at a time; callbacks are removed when it ends. Callbacks come from any thread: Kokkos' OpenMP back end
+/// lets each of its threads allocate its own scratch memory.
 class KokkosRecording {
   public:
     struct Kernel {
@@ -48,20 +50,26 @@ class KokkosRecording {
     }
     static void on_kernel(const char* label, std::uint32_t device, std::uint64_t* id) {
         *id = 0;
-        active()->kernels_.push_back({label, device});
+        active()->add(active()->kernels_, Kernel{label, device});
     }
     static void on_allocation(const Kokkos::Tools::SpaceHandle, const char* label, const void*, std::uint64_t) {
-        active()->allocations_.emplace_back(label);
+        active()->add(active()->allocations_, label);
     }
     static void on_fence(const char* label, std::uint32_t, std::uint64_t* id) {
         *id = 0;
-        active()->fences_.emplace_back(label);
+        active()->add(active()->fences_, label);
     }
     static void on_copy(Kokkos::Tools::SpaceHandle, const char* label, const void*, Kokkos::Tools::SpaceHandle,
                         const char*, const void*, std::uint64_t) {
-        active()->copies_.emplace_back(label);
+        active()->add(active()->copies_, label);
+    }
+    template <class Entry, class Value>
+    void add(std::vector<Entry>& entries, const Value& value) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        entries.emplace_back(value);
     }
 
+    std::mutex mutex_;
     std::vector<Kernel> kernels_;
     std::vector<std::string> allocations_, fences_, copies_;
 };

@@ -1,0 +1,46 @@
+#include "cuda/ampere/forward.hpp"
+
+#include "cuda/ampere/coverage.hpp"
+#include "cuda/ampere/forward_args.hpp"
+
+namespace sparseattn::cuda::ampere {
+namespace {
+
+template <int HeadDim>
+cudaError_t launch(const ForwardParams& params) {
+    if constexpr (forward_warps(HeadDim, 128) == 8) {
+        if (params.layout.block == 128) return launch_forward<HeadDim, 8>(params);
+    }
+    return launch_forward<HeadDim, 4>(params);
+}
+
+cudaError_t launch(const ForwardParams& params) {
+    switch (params.head_dim) {
+        case 32:
+            return launch<32>(params);
+        case 64:
+            return launch<64>(params);
+        case 96:
+            return launch<96>(params);
+        case 128:
+            return launch<128>(params);
+        case 256:
+            return launch<256>(params);
+        default:
+            return cudaErrorNotSupported;
+    }
+}
+
+}  // namespace
+
+const char* forward_gap(const ForwardParams& params) {
+    const char* gap = problem_gap(params);
+    if (*gap == '\0' && !copyable(params.out)) gap = "out is not 16-byte aligned";
+    return gap;
+}
+
+Status forward(const ForwardParams& params) {
+    return {launch(params), "forward kernel"};
+}
+
+}  // namespace sparseattn::cuda::ampere

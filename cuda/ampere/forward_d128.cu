@@ -1,0 +1,8 @@
+#include "cuda/ampere/forward.cuh"
+
+namespace sparseattn::cuda::ampere {
+
+template cudaError_t launch_forward<128, 4>(const ForwardParams&);
+template cudaError_t launch_forward<128, 8>(const ForwardParams&);
+
+}  // namespace sparseattn::cuda::ampere

@@ -1,0 +1,258 @@
+/// \file
+/// Where tiles are fewer than would keep the device busy, long lists are cut: the plan of the pieces, made on the
+/// device from the lengths of the lists, and the sum of their results.
+
+#include <cuda_bf16.h>
+
+#include "cuda/hopper/forward_lists.cuh"
+#include "cuda/hopper/ptx.cuh"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+constexpr int threads = 1024;
+constexpr int shortest_piece = 2;  // steps
+constexpr int piece_cost = 2;      // of starting, ending and merging one, in steps
+constexpr int bins = 32;           // of lengths, by which pieces are sorted
+
+__device__ __forceinline__ int ceil_div(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+/// What the block that plans shares. A tile here is (query block, unit); its passes are those of a group.
+struct PlanStorage {
+    int steps[most_planned_tiles];
+    int passes[most_planned_tiles];
+    int first_item[most_planned_tiles];
+    int first_slot[most_planned_tiles];
+    int first_merge[most_planned_tiles];
+    unsigned long long total;  // steps of all passes
+    int all_passes, longest;
+    int limit[most_waves];  // longest piece when there are at most (i + 1) x teams pieces; 0: impossible
+    int bin[bins];
+    int slots, merges;
+};
+
+/// Reads the lengths of all lists.
+__device__ void measure(const ForwardArgs& args, int tiles, PlanStorage& shared) {
+    const Schedule& schedule = args.schedule;
+    const int step = tile_keys(args.head_dim);
+    for (int base = 0; base < tiles; base += threads) {
+        const int tile = base + static_cast<int>(threadIdx.x);
+        int steps = 0, passes = 0;
+        if (tile < tiles) {
+            const int row = tile / schedule.units, unit = tile % schedule.units;
+            const Branch& branch = args.branch[unit % schedule.branches];
+            const UnitList list = unit_list(branch, args.gate, unit_head(schedule, unit), schedule.heads_per_unit, row);
+            steps = max(1, list.steps(branch.layout.block, step));
+            passes = 1;
+            if (schedule.parts > 1) {
+                const int sequence = branch.layout.row_sequence[row];
+                const int first = (row - branch.layout.row_begin[sequence]) * branch.layout.block;
+                const int queries = args.batch.query_offsets[sequence + 1] - args.batch.query_offsets[sequence];
+                passes = ceil_div(min(branch.layout.block, queries - first), schedule.tokens);
+            }
+            shared.steps[tile] = steps;
+            shared.passes[tile] = passes;
+        }
+        const int longest = __reduce_max_sync(0xffffffffu, steps);
+        const int all_passes = __reduce_add_sync(0xffffffffu, passes);
+        const int total = __reduce_add_sync(0xffffffffu, steps * passes);
+        if (threadIdx.x % 32 == 0 && all_passes > 0) {
+            atomicMax(&shared.longest, longest);
+            atomicAdd(&shared.all_passes, all_passes);
+            atomicAdd(&shared.total, static_cast<unsigned long long>(total));
+        }
+    }
+}
+
+/// The shortest limit on pieces that leaves at most `budget` of them. By one warp.
+__device__ int shortest_limit(const PlanStorage& shared, int tiles, int budget, int lane) {
+    if (shared.all_passes > budget) return 0;
+    const auto total = static_cast<double>(shared.total);
+    int low = max(shortest_piece, static_cast<int>(ceil(total / budget)));
+    int high = shared.longest;
+    if (budget > shared.all_passes) high = min(high, static_cast<int>(ceil(total / (budget - shared.all_passes))));
+    high = max(low, high);
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        int pieces = 0;
+        for (int tile = lane; tile < tiles; tile += 32) {
+            pieces += ceil_div(shared.steps[tile], middle) * shared.passes[tile];
+        }
+        if (__reduce_add_sync(0xffffffffu, pieces) <= budget)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/// One thread block. With few lists one piece for each team ends soonest; where they do not divide evenly, several
+/// shorter ones do.
+__global__ void __launch_bounds__(threads) plan_pieces(const __grid_constant__ ForwardArgs args) {
+    __shared__ PlanStorage shared;
+    dependents_may_launch();
+    const Schedule& schedule = args.schedule;
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+    const int tiles = schedule.rows * schedule.units;
+    if (thread < bins) shared.bin[thread] = 0;
+    if (thread == 0) {
+        shared.total = 0;
+        shared.all_passes = shared.longest = shared.slots = shared.merges = 0;
+        *schedule.counter = 0;
+    }
+    __syncthreads();
+    measure(args, tiles, shared);
+    __syncthreads();
+    if (warp < most_waves) {
+        const int limit = shortest_limit(shared, tiles, (warp + 1) * args.pieces.teams, lane);
+        if (lane == 0) shared.limit[warp] = limit;
+    }
+    __syncthreads();
+    int limit = shared.longest, cost = 0x7fffffff;
+    for (int wave = 0; wave < most_waves; ++wave) {
+        const int candidate = shared.limit[wave];
+        if (candidate == 0 || (wave + 1) * (candidate + piece_cost) >= cost) continue;
+        cost = (wave + 1) * (candidate + piece_cost);
+        limit = candidate;
+    }
+
+    const auto bin_of = [&](int steps, int pieces) {  // longest first
+        return bins - 1 - static_cast<int>(static_cast<std::int64_t>(ceil_div(steps, pieces)) * (bins - 1) / limit);
+    };
+    for (int tile = thread; tile < tiles; tile += threads) {
+        const int pieces = ceil_div(shared.steps[tile], limit);
+        atomicAdd(&shared.bin[bin_of(shared.steps[tile], pieces)], pieces * shared.passes[tile]);
+    }
+    __syncthreads();
+    if (warp == 0) {  // where each bin begins
+        const int own = shared.bin[lane];
+        int before = own;
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const int other = __shfl_up_sync(0xffffffffu, before, distance);
+            if (lane >= distance) before += other;
+        }
+        shared.bin[lane] = before - own;
+        if (lane == 31) args.pieces.counts[0] = before;
+    }
+    __syncthreads();
+    for (int tile = thread; tile < tiles; tile += threads) {
+        const int passes = shared.passes[tile], pieces = ceil_div(shared.steps[tile], limit);
+        shared.first_item[tile] = atomicAdd(&shared.bin[bin_of(shared.steps[tile], pieces)], pieces * passes);
+        if (pieces > 1) {
+            shared.first_slot[tile] = atomicAdd(&shared.slots, pieces * passes);
+            shared.first_merge[tile] = atomicAdd(&shared.merges, passes);
+        }
+    }
+    __syncthreads();
+    if (thread == 0) args.pieces.counts[1] = shared.merges;
+    for (int tile = warp; tile < tiles; tile += threads / 32) {
+        const int steps = shared.steps[tile], pieces = ceil_div(steps, limit);
+        for (int i = lane; i < pieces * shared.passes[tile]; i += 32) {
+            const int part = i / pieces;
+            const std::int64_t number = i % pieces;
+            const int begin = static_cast<int>(steps * number / pieces);
+            const int end = static_cast<int>(steps * (number + 1) / pieces);
+            const int place = tile * schedule.parts + part, slot = shared.first_slot[tile] + i;
+            args.pieces.items[shared.first_item[tile] + i] = {place, begin, end - begin, pieces > 1 ? slot : -1};
+            if (pieces > 1 && number == 0) {
+                args.pieces.merges[shared.first_merge[tile] + part] = {place, pieces, 0, slot};
+            }
+        }
+    }
+}
+
+/// One warp per row of a tile whose list was cut.
+__global__ void __launch_bounds__(256) merge_pieces(const __grid_constant__ ForwardArgs args) {
+    const Schedule& schedule = args.schedule;
+    const Pieces& pieces = args.pieces;
+    const bool group = schedule.tokens > 0;
+    const int lane = static_cast<int>(threadIdx.x % 32), head_dim = args.head_dim;
+    const int warps = static_cast<int>(gridDim.x * blockDim.x / 32);
+    wait_for_previous_kernel();
+    const int count = __ldcg(pieces.counts + 1) * pieces.slot_rows;
+    for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / 32; i < count; i += warps) {
+        const int4 merge = __ldcg(reinterpret_cast<const int4*>(pieces.merges + i / pieces.slot_rows));
+        const int row = i % pieces.slot_rows, tile = merge.x / schedule.parts, part = merge.x % schedule.parts;
+        const int block_row = tile / schedule.units, unit = tile % schedule.units;
+        const Branch& branch = args.branch[unit % schedule.branches];
+        const Layout& layout = branch.layout;
+        int query = row % 64, head = row / 64;  // folded
+        if (group) {
+            query = part * schedule.tokens + row / schedule.heads_per_unit;
+            head = row % schedule.heads_per_unit;
+            if (row >= schedule.tokens * schedule.heads_per_unit) continue;
+        } else if (schedule.heads_per_unit == 1) {
+            query = row;
+            head = 0;
+        }
+        const int sequence = layout.row_sequence[block_row];
+        query += (block_row - layout.row_begin[sequence]) * layout.block;
+        const std::int64_t token = args.batch.query_offsets[sequence] + query;
+        const int end = min((block_row - layout.row_begin[sequence] + 1) * layout.block,
+                            args.batch.query_offsets[sequence + 1] - args.batch.query_offsets[sequence]);
+        if (query >= end) continue;
+        head += unit_head(schedule, unit);
+
+        const std::int64_t first = static_cast<std::int64_t>(merge.w) * pieces.slot_rows + row;
+        const auto lse_of = [&](int piece) {
+            return piece < merge.y ? __ldcg(pieces.lse + first + static_cast<std::int64_t>(piece) * pieces.slot_rows)
+                                   : -INFINITY;
+        };
+        float highest = -INFINITY;
+        for (int piece = lane; piece < merge.y; piece += 32) highest = fmaxf(highest, lse_of(piece));
+        for (int distance = 16; distance > 0; distance /= 2) {
+            highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, distance));
+        }
+        float sum = 0, value[8] = {};  // channels lane, lane + 32, ...
+        for (int base = 0; base < merge.y && highest != -INFINITY; base += 32) {
+            const float mine = expf(lse_of(base + lane) - highest);
+            const int here = min(32, merge.y - base);
+#pragma unroll 4
+            for (int piece = 0; piece < here; ++piece) {
+                const float weight = __shfl_sync(0xffffffffu, mine, piece);
+                const float* from =
+                    pieces.out + (first + static_cast<std::int64_t>(base + piece) * pieces.slot_rows) * head_dim + lane;
+                sum += weight;
+#pragma unroll
+                for (int c = 0; c < 8; ++c) {
+                    if (32 * c < head_dim) value[c] = fmaf(weight, __ldcg(from + 32 * c), value[c]);
+                }
+            }
+        }
+        const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
+        auto* out = static_cast<__nv_bfloat16*>(branch.out.data) + token * branch.out.token_stride +
+                    head * branch.out.head_stride + lane;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+            if (32 * c < head_dim) out[32 * c] = __float2bfloat16(value[c] * inverse);
+        }
+        if (lane == 0) {
+            branch.lse.data[token * branch.lse.token_stride + head * branch.lse.head_stride] =
+                sum > 0 ? highest + logf(sum) : -INFINITY;
+        }
+    }
+}
+
+}  // namespace
+
+cudaError_t launch_plan(const ForwardArgs& args, cudaStream_t stream) {
+    plan_pieces<<<1, threads, 0, stream>>>(args);
+    return cudaGetLastError();
+}
+
+cudaError_t launch_merge(const ForwardArgs& args, int grid, cudaStream_t stream) {
+    cudaLaunchAttribute overlap{};  // the launch itself runs under the kernel that computes the pieces
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid));
+    config.blockDim = dim3(256);
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, merge_pieces, args);
+}
+
+}  // namespace sparseattn::cuda::hopper
