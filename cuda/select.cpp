@@ -46,10 +46,7 @@ const char* broken_argument(const XAttentionParams& p) {
 }  // namespace
 
 Kernel xattention_kernel(const XAttentionParams& params, const char** why) {
-    const char* gap = hopper_device_gap();
-    if (*gap == '\0') gap = hopper::xattention_gap(params);
-    if (why != nullptr) *why = gap;
-    return *gap == '\0' ? Kernel::hopper : Kernel::none;
+    return choose_kernel(Kernel::hopper, hopper::xattention_gap(params), "", why);
 }
 
 std::size_t xattention_workspace(const XAttentionParams& params) {

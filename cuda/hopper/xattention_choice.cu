@@ -86,14 +86,16 @@ struct RowMasses {
         std::uint32_t low = 0, high = __reduce_max_sync(whole, most) + 1;
         std::uint32_t middle = __reduce_min_sync(whole, least);
         Part at_low{}, at_high{};
+        bool reached = false;
 #pragma unroll 1
         do {
             const Part part = from(middle);
             if (part.sum >= required) {
                 low = middle;
                 at_low = part;
+                reached = true;
             } else {
-                if (low == 0) return {0, 0x7fffffff};  // all of them fall short, or one is NaN
+                if (!reached) return {0, 0x7fffffff};  // all of them fall short, or one is NaN
                 high = middle;
                 at_high = part;
             }
