@@ -9,6 +9,7 @@
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/select/detail/cuda.hpp"
 #include "sparseattn/select/detail/cut.hpp"
 #include "sparseattn/select/detail/mask.hpp"
 #include "sparseattn/select/detail/pack.hpp"
@@ -228,6 +229,12 @@ void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec:
             concat("0 or the number of query heads, ", shape.heads));
     const std::vector<std::int32_t> heads = detail::estimated_heads(estimate, shape.heads);
 
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const detail::XAttentionCall call{query, key, sequences, options, heads};
+        if (detail::cuda_select_xattention(exec, call, workspace, layout)) return;
+    }
+#endif
     typename Workspace<Mem>::Frame frame(workspace);
     const Buffers<Mem> buffers = detail::carve<Mem>(
         frame, buffer_plan<Exec>(sequences, static_cast<int>(heads.size()), shape.head_dim, options));

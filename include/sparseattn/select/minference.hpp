@@ -61,9 +61,10 @@ struct MInferenceOptions {
 /// counts twice. block_sparse: the block_sparse_blocks largest of mean query . mean key, the row's own blocks among
 /// them. (arXiv 2407.02490, section 3; ties take the lower index.)
 ///
-/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Waits for `exec` for the numbers of blocks
-/// and keys. Takes `minference_bytes` of workspace. Throws InvalidArgument for options out of range, patterns whose
-/// number is not Hq, shapes that do not fit the sequences, and sequences with fewer keys than queries.
+/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for unless
+/// some heads look at no scores: single keys have room for all kept columns of every row, 4 bytes each. Takes
+/// `minference_bytes` of workspace. Throws InvalidArgument for options out of range, patterns whose number is not Hq,
+/// shapes that do not fit the sequences, and sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const HeadsView<const T, typename Exec::memory_space>& query,

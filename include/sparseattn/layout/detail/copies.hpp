@@ -48,20 +48,26 @@ struct ValuePack {
     T values[size];
 };
 
-/// Writes a few host values into `array`, made of that size, through the arguments of kernels: nothing is waited for.
-template <class T, class Mem, class Exec>
-void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, Array1<T, Mem>& array) {
+/// Writes a few host values to `to` through the arguments of kernels: nothing is waited for.
+template <class T, class Exec>
+void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, T* to) {
     constexpr int size = 1024 / static_cast<int>(sizeof(T));
     const int count = static_cast<int>(values.size());
-    make_size(exec, label, count, array);
     for (int first = 0; first < count; first += size) {
         ValuePack<T, size> pack{};
         const int part = count - first < size ? count - first : size;
         for (int i = 0; i < part; ++i) pack.values[i] = values[static_cast<std::size_t>(first + i)];
-        T* to = array.data() + first;
+        T* begin = to + first;
         Kokkos::parallel_for(
-            label + ".put", Kokkos::RangePolicy<Exec>(exec, 0, part), KOKKOS_LAMBDA(int i) { to[i] = pack.values[i]; });
+            label + ".put", Kokkos::RangePolicy<Exec>(exec, 0, part),
+            KOKKOS_LAMBDA(int i) { begin[i] = pack.values[i]; });
     }
+}
+/// The same into `array`, made of that size.
+template <class T, class Mem, class Exec>
+void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, Array1<T, Mem>& array) {
+    make_size(exec, label, static_cast<std::int64_t>(values.size()), array);
+    put_values(exec, label, values, array.data());
 }
 
 /// `count` zeros, written on `exec` (a view's own initialisation runs unlabelled, on a space of its choice).
