@@ -20,7 +20,7 @@ struct Call {
     const Problem& problem;
     const float* gate;
     int branches;
-    Branch branch[2];
+    ForwardBranch branch[2];
 };
 Call call_of(const ForwardParams& params) {
     return {params, params.gate, 1, {{params.layout, params.out, params.lse, params.closed}}};
@@ -119,8 +119,8 @@ void lay_out_workspace(Plan& plan, const Call& call) {
         plan.slot_rows = static_cast<int>(
             std::min<std::int64_t>(plan.slot_rows, static_cast<std::int64_t>(p.batch.queries) * plan.heads));
     }
-    plan.merges = align(lists_begin + sizeof(Piece) * std::max(slots, passes));
-    plan.lse = align(plan.merges + sizeof(Piece) * slots / 2);
+    plan.merges = align(lists_begin + sizeof(ListPiece) * std::max(slots, passes));
+    plan.lse = align(plan.merges + sizeof(ListPiece) * slots / 2);
     plan.out = align(plan.lse + sizeof(float) * slots * plan.slot_rows);
     plan.bytes = plan.out + sizeof(float) * slots * plan.slot_rows * p.head_dim;
 }
@@ -163,8 +163,8 @@ ForwardArgs make_args(const Call& call, const Plan& plan) {
     schedule.tokens = plan.tokens;
     schedule.parts = plan.parts;
     if (plan.cut) {
-        args.pieces = {reinterpret_cast<Piece*>(workspace + lists_begin),
-                       reinterpret_cast<Piece*>(workspace + plan.merges),
+        args.pieces = {reinterpret_cast<ListPiece*>(workspace + lists_begin),
+                       reinterpret_cast<ListPiece*>(workspace + plan.merges),
                        schedule.counter + 1,
                        reinterpret_cast<float*>(workspace + plan.out),
                        reinterpret_cast<float*>(workspace + plan.lse),
@@ -244,7 +244,7 @@ Status run(const Call& call) {
     error = launch(args, plan, grid, p.stream);
     if (error != cudaSuccess || !plan.cut) return {error, "forward kernel"};
     const std::int64_t rows = static_cast<std::int64_t>(p.batch.queries) * p.query_heads * call.branches;
-    const int merges = static_cast<int>(std::min<std::int64_t>((rows + 7) / 8, 4 * device.multiprocessors));
+    const int merges = static_cast<int>(std::min<std::int64_t>(rows, 16 * device.multiprocessors));
     return {launch_merge(args, merges, p.stream), "merge kernel"};
 }
 

@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     } else {
         take_registers<224>();
         const int team = Shape::paired ? 0 : warpgroup - 1;
-        Consumer<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, warp, lane).run();
+        Consumer<Shape>(args, storage.data[team], storage.control[team], warpgroup - 1, lane).run();
     }
 }
 

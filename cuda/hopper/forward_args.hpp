@@ -25,7 +25,7 @@ constexpr int team_rows(Team team) {
 }
 
 /// One result: that of a plain call, or of either branch of a gated one.
-struct Branch {
+struct ForwardBranch {
     Layout layout;
     Heads out;
     Rows lse;
@@ -48,7 +48,7 @@ struct Schedule {
 };
 
 /// A pass over a part of a list, or, among the merges, a tile whose list was cut.
-struct alignas(16) Piece {
+struct alignas(16) ListPiece {
     int place;  // (row * units + unit) * parts + part
     int begin;  // first step; merge: number of pieces
     int steps;
@@ -56,9 +56,9 @@ struct alignas(16) Piece {
 };
 
 /// Where tiles are few, long lists are cut into pieces, which leave partial results that a second kernel merges.
-struct Pieces {
-    Piece* items;  // longest first; null: nothing is cut, and `Schedule::order` holds
-    Piece* merges;
+struct ListPieces {
+    ListPiece* items;  // longest first; null: nothing is cut, and `Schedule::order` holds
+    ListPiece* merges;
     int* counts;  // of items and of merges
     float* out;   // [slots, slot_rows, d], normalised
     float* lse;   // [slots, slot_rows]
@@ -69,9 +69,9 @@ struct Pieces {
 struct ForwardArgs {
     CUtensorMap query, key, value;
     Schedule schedule;
-    Pieces pieces;
+    ListPieces pieces;
     Batch batch;
-    Branch branch[2];
+    ForwardBranch branch[2];
     Heads key_rows, value_rows;  // for single keys, which no box covers
     const float* gate;           // [Hq] or null
     int query_heads, head_dim;

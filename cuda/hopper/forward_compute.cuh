@@ -24,53 +24,54 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) 
     }
 }
 
-/// One warpgroup's part of a tile.
+/// One warpgroup's part of a tile. Kept in registers while products run; the rest is looked up when it is wanted.
 struct Rows64 {
     const Tile& tile;
     int steps;
-    int head;
-    int first, last;      // queries of the warpgroup
-    int row;              // of the thread's first row in the warpgroup, 0..63; the second one is 8 below
-    TokenRule rule;       // of a group: hides whatever any head's rule hides
+    SeenKeys common;      // by all rows
     std::uint64_t query;  // operand
     Barrier* query_empty;
 };
 
-/// Which query and head one of the thread's two rows is.
+/// Which query (counted in the sequence) and head one of the thread's two rows is. `half`: which 64 rows of the team's
+/// queries the warpgroup has; `row`: the row among them.
 struct RowPlace {
-    int query, head;  // counted in the sequence; over all heads
+    int query, head;
 };
 template <class Shape>
-__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Rows64& rows, int half) {
-    const int row = rows.row + 8 * half;
-    if constexpr (!Shape::group) return {rows.first + row, rows.head};
+__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Tile& tile, int half, int row) {
     const int heads = args.schedule.heads_per_unit;
-    return {rows.first + row / heads, rows.head + row % heads};
+    if constexpr (Shape::group) return {tile.first + row / heads, tile.head + row % heads};
+    if (Shape::paired && heads == 1) return {tile.first + half * 64 + row, tile.head};
+    return {tile.first + row, tile.head + half};
 }
 
 /// Normalises and writes a warp's 16 rows. Whole lists: 16 bytes a lane, a quad turns its 2 x 4 channels of four groups
-/// of 8 into one group each. Pieces: floats, to the partial results; `slot_row` is the warpgroup's first row there.
+/// of 8 into one group each. ListPieces: floats, to the partial results.
+/// `first_row` is that of the thread, 0..63, the second one is 8 below.
 template <class Shape>
-__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Rows64& rows, const bool (&closed)[2],
-                                           std::int64_t slot_row, const float (&o)[Shape::head_dim / 2],
-                                           const RowState& state, int lane) {
-    const Branch& branch = args.branch[rows.tile.branch];
+__device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
+                                           int lane) {
+    const ForwardBranch& branch = args.branch[tile.branch];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const RowPlace place = row_place<Shape>(args, rows, half);
-        const bool valid = place.query < rows.last;
-        const std::int64_t token = rows.tile.query_token + place.query;
+        const int row = first_row + 8 * half;
+        const RowPlace place = row_place<Shape>(args, tile, half_of_team, row);
+        const bool valid = place.query < tile.end;
+        const std::int64_t token = tile.query_token + place.query;
         float sum = state.sum[half];
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (closed[half]) sum = 0;
+        if (valid && args.gate != nullptr && args.gate[place.head] == branch.closed) sum = 0;
         const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
         const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
-        if (rows.tile.slot >= 0) {
+        if (tile.slot >= 0) {
             if (!valid) continue;
-            const std::int64_t row = slot_row + rows.row + 8 * half;
-            if (lane % 4 == 0) args.pieces.lse[row] = lse;
-            float* out = args.pieces.out + row * Shape::head_dim + lane % 4 * 2;
+            const std::int64_t slot_row =
+                static_cast<std::int64_t>(tile.slot) * args.pieces.slot_rows + half_of_team * 64 + row;
+            if (lane % 4 == 0) args.pieces.lse[slot_row] = lse;
+            float* out = args.pieces.out + slot_row * Shape::head_dim + lane % 4 * 2;
 #pragma unroll
             for (int column = 0; column < Shape::head_dim; column += 8) {
                 const int at = column / 2 + 2 * half;
@@ -153,8 +154,7 @@ struct Consumer {
     const Turns<Shape> turns;
     const int warpgroup;
     const int half;  // which 64 rows of the team's queries
-    const int warp, lane;
-    const bool folded;  // of a pair: 64 queries of two heads
+    const int lane;
     const float slack;
     int own_keys;  // of the step whose values come next, those that stand in the sequence
     Ring<Shape::stages> ring;
@@ -163,18 +163,18 @@ struct Consumer {
     std::uint32_t p[Shape::scores / 2];
 
     __device__ __forceinline__ Consumer(const ForwardArgs& args_, TeamStorage<Shape>& data_,
-                                        TeamControl<Shape>& control_, int warpgroup_, int warp_, int lane_)
+                                        TeamControl<Shape>& control_, int warpgroup_, int lane_)
         : args(args_),
           data(data_),
           control(control_),
           turns(warpgroup_),
           warpgroup(warpgroup_),
           half(Shape::paired ? warpgroup : 0),
-          warp(warp_),
           lane(lane_),
-          folded(Shape::paired && args_.schedule.heads_per_unit == 2),
           slack(slack_log2 / args_.scale_log2) {}
 
+    /// Of the warpgroup's 64 rows, the thread's first one; the second one is 8 below.
+    __device__ __forceinline__ int first_row() const { return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4; }
     __device__ __forceinline__ void release(Barrier* barrier) const {
         if (lane == 0) barrier_arrive(barrier);
     }
@@ -191,49 +191,39 @@ struct Consumer {
     }
     __device__ __forceinline__ Rows64 rows_of(int count, int steps) const {
         const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
-        const int first = tile.first + (folded ? 0 : half * 64);
-        return {tile,
-                steps,
-                tile.head + (folded ? half : 0),
-                first,
-                min(first + 64, tile.end),
-                warp * 16 + lane / 4,
-                {tile.query_count, tile.key_count, tile.causal, tile.windows[folded ? half : 0]},
-                query_at(count),
-                &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
+        const int first = tile.first + (Shape::paired && !folded() ? half * 64 : 0);
+        return {tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
+                query_at(count), &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
     }
-    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where) {
-        const auto keys_of = [&](int row_half) -> RowKeys {
-            const RowPlace place = row_place<Shape>(args, rows, row_half);
+    __device__ __forceinline__ bool folded() const { return Shape::paired && args.schedule.heads_per_unit == 2; }
+    __device__ __forceinline__ const Window& window_of(const Tile& tile) const {
+        return tile.windows[folded() ? half : 0];
+    }
+    static __device__ __forceinline__ TokenRule rule_of(const Tile& tile, const Window& window) {
+        return {tile.query_count, tile.key_count, tile.causal, window};
+    }
+    /// Whether the scores of a step need no mask; asked while they are being formed.
+    static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
+        return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
+    }
+    __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
+        const auto keys_of = [&](int row_half) {
+            const Tile& tile = rows.tile;
+            const RowPlace place = row_place<Shape>(args, tile, half, first_row() + 8 * row_half);
             if constexpr (Shape::group) {
-                const Window window = args.branch[rows.tile.branch].layout.windows[place.head];
-                const TokenRule rule{rows.rule.queries, rows.rule.keys, rows.rule.causal, window};
-                return {rule.key_end(place.query), rule.local_begin(place.query), window.sink};
+                return seen_by(rule_of(tile, args.branch[tile.branch].layout.windows[place.head]), place.query);
             } else {
-                return {rows.rule.key_end(place.query), rows.rule.local_begin(place.query), rows.rule.window.sink};
+                return seen_by(rule_of(tile, window_of(tile)), place.query);
             }
         };
-        own_keys = mask_scores<Shape>(s, rows.rule, keys_of, rows.tile, where, rows.first, rows.last, lane);
+        own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
         online_softmax(s, state, args.scale_log2, slack, shrink);
     }
     /// Before the values of the step before are multiplied, once they have come.
     __device__ __forceinline__ void clear_foreign_values(int stage) const {
-        if (own_keys < Shape::keys) clear_rows<Shape>(data.ring[stage], own_keys, warpgroup, warp * 32 + lane);
+        if (own_keys < Shape::keys)
+            clear_rows<Shape>(data.ring[stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
-    /// Which of the thread's rows see no key because their gate is closed.
-    __device__ __forceinline__ void find_closed(const Rows64& rows, bool (&closed)[2]) const {
-        if constexpr (Shape::group) {
-            closed[0] = closed[1] = false;
-            if (args.gate == nullptr) return;
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                closed[i] = args.gate[row_place<Shape>(args, rows, i).head] == args.branch[rows.tile.branch].closed;
-            }
-        } else {
-            closed[0] = closed[1] = rows.tile.closed[folded ? half : 0];
-        }
-    }
-
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
     /// branch.
@@ -255,15 +245,16 @@ struct Consumer {
     /// Takes over the first scores.
     __device__ __forceinline__ void first_step(const Rows64& rows) {
         state = {{-INFINITY, -INFINITY}, {0, 0}};
+        const TileKeys where = keys_of(ring.stage);
+        const bool unmasked = whole(rows, where);
         product_wait<0>();
         pin(s);
-        const TileKeys where = keys_of(ring.stage);
         release(&control.empty[ring.stage]);
         ring.next();
         if (rows.steps == 1) release(rows.query_empty);
 #pragma unroll
         for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pack_probabilities(p, s);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
@@ -286,11 +277,12 @@ struct Consumer {
         product_commit();
         ring.next();
         turns.end();
+        const bool unmasked = whole(rows, where);
         product_wait<1>();
         pin(s);
         release(&control.empty[key_stage]);
         if (n + 1 == rows.steps) release(rows.query_empty);
-        mask_and_exponentiate(rows, where);
+        mask_and_exponentiate(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
         product_wait<0>();
@@ -318,10 +310,7 @@ struct Consumer {
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
-        bool closed[2];
-        find_closed(rows, closed);
-        const std::int64_t slot_row = static_cast<std::int64_t>(rows.tile.slot) * args.pieces.slot_rows + half * 64;
-        store_rows<Shape>(args, rows, closed, slot_row, o, state, lane);
+        store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         return next_steps;
     }

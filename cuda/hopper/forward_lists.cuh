@@ -19,7 +19,8 @@ struct UnitList {
     }
 };
 
-__device__ __forceinline__ UnitList unit_list(const Branch& branch, const float* gate, int head, int heads, int row) {
+__device__ __forceinline__ UnitList unit_list(const ForwardBranch& branch, const float* gate, int head, int heads,
+                                              int row) {
     const Layout& layout = branch.layout;
     const std::int64_t entry = static_cast<std::int64_t>(layout.head_list[head]) * layout.rows + row;
     UnitList list{};

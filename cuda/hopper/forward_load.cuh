@@ -58,7 +58,7 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     if (!find_place(args, index, part, place)) return tile;
 
     tile.branch = place.unit % schedule.branches;
-    const Branch& branch = args.branch[tile.branch];
+    const ForwardBranch& branch = args.branch[tile.branch];
     const Layout& layout = branch.layout;
     tile.head = unit_head(schedule, place.unit);
     const UnitList list = unit_list(branch, args.gate, tile.head, schedule.heads_per_unit, place.row);
@@ -66,10 +66,6 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     tile.keys = list.keys;
     tile.blocks = list.blocks;
     tile.singles = list.singles;
-    if (args.gate != nullptr) {
-        tile.closed[0] = args.gate[tile.head] == branch.closed;
-        tile.closed[1] = args.gate[tile.head + schedule.heads_per_unit - 1] == branch.closed;
-    }
     tile.begin = place.begin;
     tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
     tile.slot = place.slot;
@@ -140,7 +136,8 @@ struct ListReader {
 /// Which keys step n of a list holds. Called by a whole warp.
 template <class Shape>
 __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int n, int lane) {
-    const int parts = block / 64, runs = tile.blocks * parts;
+    const int halves = block / 128;  // log2 of the runs of 64 in a block
+    const int runs = tile.blocks << halves;
     const int block_steps = (runs + Shape::runs - 1) / Shape::runs;
     if (n >= block_steps) {
         if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
@@ -148,7 +145,7 @@ __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListR
     }
     const auto run = [&](int number) {  // counted from the end of the list
         if (number >= runs) return TileKeys::nowhere;
-        return list.from_end(number / parts, lane) * block + (parts - 1 - number % parts) * 64;
+        return list.from_end(number >> halves, lane) * block + (~number & halves) * 64;
     };
     const int high = run(n * Shape::runs);
     return {Shape::runs == 1 ? high : run(n * Shape::runs + 1), high};

@@ -10,7 +10,7 @@
 namespace sparseattn::cuda::hopper {
 namespace {
 
-constexpr int threads = 1024;
+constexpr int most_threads = 1024, few_threads = 256;
 constexpr int shortest_piece = 2;  // steps
 constexpr int piece_cost = 2;      // of starting, ending and merging one, in steps
 constexpr int bins = 32;           // of lengths, by which pieces are sorted
@@ -37,12 +37,12 @@ struct PlanStorage {
 __device__ void measure(const ForwardArgs& args, int tiles, PlanStorage& shared) {
     const Schedule& schedule = args.schedule;
     const int step = tile_keys(args.head_dim);
-    for (int base = 0; base < tiles; base += threads) {
+    for (int base = 0; base < tiles; base += static_cast<int>(blockDim.x)) {
         const int tile = base + static_cast<int>(threadIdx.x);
         int steps = 0, passes = 0;
         if (tile < tiles) {
             const int row = tile / schedule.units, unit = tile % schedule.units;
-            const Branch& branch = args.branch[unit % schedule.branches];
+            const ForwardBranch& branch = args.branch[unit % schedule.branches];
             const UnitList list = unit_list(branch, args.gate, unit_head(schedule, unit), schedule.heads_per_unit, row);
             steps = max(1, list.steps(branch.layout.block, step));
             passes = 1;
@@ -90,11 +90,12 @@ __device__ int shortest_limit(const PlanStorage& shared, int tiles, int budget, 
 
 /// One thread block. With few lists one piece for each team ends soonest; where they do not divide evenly, several
 /// shorter ones do.
-__global__ void __launch_bounds__(threads) plan_pieces(const __grid_constant__ ForwardArgs args) {
+__global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constant__ ForwardArgs args) {
     __shared__ PlanStorage shared;
     dependents_may_launch();
     const Schedule& schedule = args.schedule;
-    const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+    const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+    const int warp = thread / 32, lane = thread % 32;
     const int tiles = schedule.rows * schedule.units;
     if (thread < bins) shared.bin[thread] = 0;
     if (thread == 0) {
@@ -163,81 +164,103 @@ __global__ void __launch_bounds__(threads) plan_pieces(const __grid_constant__ F
     }
 }
 
-/// One warp per row of a tile whose list was cut.
-__global__ void __launch_bounds__(256) merge_pieces(const __grid_constant__ ForwardArgs args) {
+/// Which query and head row `row` of a cut tile is; false when it is none.
+struct MergedRow {
+    int branch;
+    std::int64_t token;
+    int head;
+};
+__device__ __forceinline__ bool find_row(const ForwardArgs& args, int place, int row, MergedRow& found) {
     const Schedule& schedule = args.schedule;
-    const Pieces& pieces = args.pieces;
-    const bool group = schedule.tokens > 0;
-    const int lane = static_cast<int>(threadIdx.x % 32), head_dim = args.head_dim;
-    const int warps = static_cast<int>(gridDim.x * blockDim.x / 32);
+    const int tile = place / schedule.parts, unit = tile % schedule.units, block_row = tile / schedule.units;
+    found.branch = unit % schedule.branches;
+    const Layout& layout = args.branch[found.branch].layout;
+    int query = row, head = 0;
+    if (schedule.tokens > 0) {  // a group
+        query = place % schedule.parts * schedule.tokens + row / schedule.heads_per_unit;
+        head = row % schedule.heads_per_unit;
+        if (row >= schedule.tokens * schedule.heads_per_unit) return false;
+    } else if (schedule.heads_per_unit == 2) {  // folded
+        query = row % 64;
+        head = row / 64;
+    }
+    if (query >= layout.block) return false;
+    const int sequence = layout.row_sequence[block_row];
+    query += (block_row - layout.row_begin[sequence]) * layout.block;
+    found.token = args.batch.query_offsets[sequence] + static_cast<std::int64_t>(query);
+    found.head = unit_head(schedule, unit) + head;
+    return found.token < args.batch.query_offsets[sequence + 1];
+}
+
+constexpr int merge_warps = 8;
+
+/// One thread block per row of a tile whose list was cut; its warps share the pieces.
+__global__ void __launch_bounds__(32 * merge_warps) merge_pieces(const __grid_constant__ ForwardArgs args) {
+    __shared__ float4 values[merge_warps][64];
+    __shared__ float sums[merge_warps];
+    const ListPieces& pieces = args.pieces;
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+    const int head_dim = args.head_dim;
     wait_for_previous_kernel();
     const int count = __ldcg(pieces.counts + 1) * pieces.slot_rows;
-    for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) / 32; i < count; i += warps) {
+    for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {
         const int4 merge = __ldcg(reinterpret_cast<const int4*>(pieces.merges + i / pieces.slot_rows));
-        const int row = i % pieces.slot_rows, tile = merge.x / schedule.parts, part = merge.x % schedule.parts;
-        const int block_row = tile / schedule.units, unit = tile % schedule.units;
-        const Branch& branch = args.branch[unit % schedule.branches];
-        const Layout& layout = branch.layout;
-        int query = row % 64, head = row / 64;  // folded
-        if (group) {
-            query = part * schedule.tokens + row / schedule.heads_per_unit;
-            head = row % schedule.heads_per_unit;
-            if (row >= schedule.tokens * schedule.heads_per_unit) continue;
-        } else if (schedule.heads_per_unit == 1) {
-            query = row;
-            head = 0;
-        }
-        const int sequence = layout.row_sequence[block_row];
-        query += (block_row - layout.row_begin[sequence]) * layout.block;
-        const std::int64_t token = args.batch.query_offsets[sequence] + query;
-        const int end = min((block_row - layout.row_begin[sequence] + 1) * layout.block,
-                            args.batch.query_offsets[sequence + 1] - args.batch.query_offsets[sequence]);
-        if (query >= end) continue;
-        head += unit_head(schedule, unit);
-
+        const int row = i % pieces.slot_rows;
+        MergedRow found;
+        if (!find_row(args, merge.x, row, found)) continue;
         const std::int64_t first = static_cast<std::int64_t>(merge.w) * pieces.slot_rows + row;
-        const auto lse_of = [&](int piece) {
-            return piece < merge.y ? __ldcg(pieces.lse + first + static_cast<std::int64_t>(piece) * pieces.slot_rows)
-                                   : -INFINITY;
-        };
+        const auto row_of = [&](int piece) { return first + static_cast<std::int64_t>(piece) * pieces.slot_rows; };
         float highest = -INFINITY;
-        for (int piece = lane; piece < merge.y; piece += 32) highest = fmaxf(highest, lse_of(piece));
+        for (int piece = lane; piece < merge.y; piece += 32) {
+            highest = fmaxf(highest, __ldcg(pieces.lse + row_of(piece)));
+        }
         for (int distance = 16; distance > 0; distance /= 2) {
             highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, distance));
         }
-        float sum = 0, value[8] = {};  // channels lane, lane + 32, ...
-        for (int base = 0; base < merge.y && highest != -INFINITY; base += 32) {
-            const float mine = expf(lse_of(base + lane) - highest);
-            const int here = min(32, merge.y - base);
+        float sum = 0;
+        float4 value[2] = {};  // channels 4 lane, ... and 128 more
 #pragma unroll 4
-            for (int piece = 0; piece < here; ++piece) {
-                const float weight = __shfl_sync(0xffffffffu, mine, piece);
-                const float* from =
-                    pieces.out + (first + static_cast<std::int64_t>(base + piece) * pieces.slot_rows) * head_dim + lane;
-                sum += weight;
+        for (int piece = warp; piece < merge.y; piece += merge_warps) {
+            const float lse = __ldcg(pieces.lse + row_of(piece));
+            const float weight = highest == -INFINITY ? 0.0f : expf(lse - highest);
+            const auto* from = reinterpret_cast<const float4*>(pieces.out + row_of(piece) * head_dim) + lane;
+            sum += weight;
 #pragma unroll
-                for (int c = 0; c < 8; ++c) {
-                    if (32 * c < head_dim) value[c] = fmaf(weight, __ldcg(from + 32 * c), value[c]);
-                }
+            for (int c = 0; c < 2; ++c) {
+                if (4 * lane + 128 * c >= head_dim) continue;
+                const float4 x = __ldcg(from + 32 * c);
+                value[c] = make_float4(fmaf(weight, x.x, value[c].x), fmaf(weight, x.y, value[c].y),
+                                       fmaf(weight, x.z, value[c].z), fmaf(weight, x.w, value[c].w));
             }
         }
-        const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        auto* out = static_cast<__nv_bfloat16*>(branch.out.data) + token * branch.out.token_stride +
-                    head * branch.out.head_stride + lane;
-#pragma unroll
-        for (int c = 0; c < 8; ++c) {
-            if (32 * c < head_dim) out[32 * c] = __float2bfloat16(value[c] * inverse);
+        if (lane == 0) sums[warp] = sum;
+        values[warp][lane] = value[0];
+        values[warp][lane + 32] = value[1];
+        __syncthreads();
+        float total = 0;
+        for (int other = 0; other < merge_warps; ++other) total += sums[other];
+        const ForwardBranch& branch = args.branch[found.branch];
+        if (thread < head_dim) {
+            float channel = 0;
+            for (int other = 0; other < merge_warps; ++other) {
+                channel += reinterpret_cast<const float*>(values[other])[thread];
+            }
+            static_cast<__nv_bfloat16*>(
+                branch.out.data)[found.token * branch.out.token_stride + found.head * branch.out.head_stride + thread] =
+                __float2bfloat16(total > 0 ? channel / total : 0.0f);
         }
-        if (lane == 0) {
-            branch.lse.data[token * branch.lse.token_stride + head * branch.lse.head_stride] =
-                sum > 0 ? highest + logf(sum) : -INFINITY;
+        if (thread == 0) {
+            branch.lse.data[found.token * branch.lse.token_stride + found.head * branch.lse.head_stride] =
+                total > 0 ? highest + logf(total) : -INFINITY;
         }
+        __syncthreads();  // before `values` is written again
     }
 }
 
 }  // namespace
 
 cudaError_t launch_plan(const ForwardArgs& args, cudaStream_t stream) {
+    const int threads = args.schedule.tiles > few_threads ? most_threads : few_threads;
     plan_pieces<<<1, threads, 0, stream>>>(args);
     return cudaGetLastError();
 }
@@ -248,7 +271,7 @@ cudaError_t launch_merge(const ForwardArgs& args, int grid, cudaStream_t stream)
     overlap.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(grid));
-    config.blockDim = dim3(256);
+    config.blockDim = dim3(32 * merge_warps);
     config.stream = stream;
     config.attrs = &overlap;
     config.numAttrs = 1;

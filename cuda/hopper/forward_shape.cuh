@@ -53,7 +53,6 @@ struct Tile {
     int query_count, key_count;  // its lengths
     bool causal;
     bool last;          // of its query block
-    bool closed[2];     // of the unit's heads, those that see no key (not of a group)
     Window windows[2];  // of the unit's heads; of a group: [0] hides whatever any head's hides
 };
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(threads) sort_tiles(const __grid_constant__ Fo
     const auto bucket_of = [&](int item) {
         const int unit = item / schedule.rows, row = schedule.rows - 1 - item % schedule.rows;
         const int number = first_unit + unit;
-        const Branch& branch = args.branch[number % schedule.branches];
+        const ForwardBranch& branch = args.branch[number % schedule.branches];
         const UnitList list = unit_list(branch, args.gate, unit_head(schedule, number), schedule.heads_per_unit, row);
         const std::int64_t keys = static_cast<std::int64_t>(list.blocks) * branch.layout.block + list.singles;
         return buckets - 1 - static_cast<int>(min(static_cast<long long>(keys / 64), buckets - 1LL));

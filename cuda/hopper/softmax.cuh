@@ -15,18 +15,27 @@ struct RowState {
 /// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
 inline constexpr float slack_log2 = 8.0f;
 
-/// What the token rule leaves of the keys for one row: keys below `end` that are also below `sink` or not below
+/// Keys that a query sees, or that all of some queries see: those below `end` that are also below `sink` or not below
 /// `begin`.
-struct RowKeys {
+struct SeenKeys {
     int end, begin, sink;
+    /// True only when all of keys [j0, j1) are seen.
+    __device__ __forceinline__ bool all(int j0, int j1) const { return j1 <= end && (j1 <= sink || j0 >= begin); }
 };
+__device__ __forceinline__ SeenKeys seen_by(const TokenRule& rule, int query) {
+    return {rule.key_end(query), rule.local_begin(query), rule.window.sink};
+}
+__device__ __forceinline__ SeenKeys seen_by_all(const TokenRule& rule, int first, int last) {
+    const int windowed = min(last, rule.queries - rule.window.dense_tail) - 1;  // begins rise up to here, then are 0
+    return {rule.key_end(first), windowed < first ? 0 : rule.local_begin(windowed), rule.window.sink};
+}
 
 /// Hides what the token rule hides in a tile of key blocks. `keys_of(half)`: of the thread's first and second row.
 template <int Scores, class KeysOf>
 __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& keys_of, TileKeys where, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const RowKeys keys = keys_of(half);
+        const SeenKeys keys = keys_of(half);
 #pragma unroll
         for (int run = 0; run < Scores / 32; ++run) {  // bounds relative to the thread's first key of the run
             const int base = (run == 0 ? where.low : where.high) + 2 * (lane % 4);
@@ -44,7 +53,7 @@ __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& ke
 template <int Scores, class KeysOf>
 __device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& keys_of, const std::int32_t* list,
                                              int count, int lane) {
-    const RowKeys keys[2] = {keys_of(0), keys_of(1)};
+    const SeenKeys keys[2] = {keys_of(0), keys_of(1)};
 #pragma unroll
     for (int i = 0; i < Scores / 2; ++i) {
         const int column = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
@@ -58,23 +67,25 @@ __device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& k
     }
 }
 
-/// Masks the scores of the warpgroup's queries [first, last) where needed. Returns how many of the step's keys stand
-/// before the end of the sequence: what was loaded behind them belongs to the next one.
+/// True when all queries see all keys of a step, by those that all of them see.
+template <class Shape>
+__device__ __forceinline__ bool all_seen(const SeenKeys& common, TileKeys where) {
+    if (where.low < 0) return false;
+    if (where.high == where.low + (Shape::runs - 1) * 64) return common.all(where.low, where.low + Shape::keys);
+    return common.all(where.low, where.low + 64) && common.all(where.high, where.high + 64);
+}
+/// Masks the scores. Returns how many of the step's keys stand before the end of the sequence: what was loaded behind
+/// them belongs to the next one.
 template <class Shape, class KeysOf>
-__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const TokenRule& rule, const KeysOf& keys_of,
-                                           const Tile& tile, TileKeys where, int first, int last, int lane) {
+__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const KeysOf& keys_of, const Tile& tile,
+                                           TileKeys where, int lane) {
     if (where.low < 0) {
         mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
         return Shape::keys;
     }
-    const bool whole = where.high == where.low + (Shape::runs - 1) * 64
-                           ? rule.all_visible(first, last, where.low, where.low + Shape::keys)
-                           : rule.all_visible(first, last, where.low, where.low + 64) &&
-                                 rule.all_visible(first, last, where.high, where.high + 64);
-    if (whole) return Shape::keys;
     mask_blocks(s, keys_of, where, lane);
     // The last block of a sequence is the last of a list, hence in the upper run.
-    return max(0, min(Shape::keys, Shape::keys - 64 + rule.keys - where.high));
+    return max(0, min(Shape::keys, Shape::keys - 64 + tile.key_count - where.high));
 }
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.

@@ -5,11 +5,13 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <optional>
 #include <sstream>
 #include <thread>
 
 #include "sparseattn/app/runtime.hpp"
 #include "sparseattn/attention/attention.hpp"
+#include "sparseattn/attention/coverage.hpp"
 #include "sparseattn/core/kokkos_compat.hpp"
 #include "sparseattn/core/version.hpp"
 
@@ -59,15 +61,21 @@ std::string blas_library() {
 }  // namespace
 
 std::string environment_report() {
-    const KokkosGuard kokkos(0, nullptr);
+    const bool can_start = missing_device().empty();
+    std::optional<KokkosGuard> kokkos;
+    if (can_start) kokkos.emplace(0, nullptr);
     char host[256] = "unknown";
     gethostname(host, sizeof host - 1);
     const char* omp = std::getenv("OMP_NUM_THREADS");
     std::ostringstream out;
     out << build_report();
-    out << "threads: " << concurrency(Kokkos::DefaultHostExecutionSpace()) << " (OMP_NUM_THREADS "
-        << (omp == nullptr ? "not set" : omp) << ", processors " << std::thread::hardware_concurrency() << ")\n";
+    if (!can_start) out << "device: none: " << missing_device() << '\n';
+    out << "threads: ";
+    if (can_start) out << concurrency(Kokkos::DefaultHostExecutionSpace()) << ' ';
+    out << "(OMP_NUM_THREADS " << (omp == nullptr ? "not set" : omp) << ", processors "
+        << std::thread::hardware_concurrency() << ")\n";
     out << "attention: " << first_line(attention_report()) << '\n';
+    out << "attention kernels:\n" << attention_coverage();
     out << "MPI: " << mpi_library() << '\n';
     out << "HDF5: " << hdf5_library() << '\n';
     out << "BLAS: " << blas_library() << '\n';

@@ -10,6 +10,7 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/kokkos_compat.hpp"
+#include "sparseattn/core/version.hpp"
 
 namespace sparseattn {
 namespace {
@@ -76,6 +77,9 @@ Runtime::Mpi::~Mpi() {
 
 KokkosGuard::KokkosGuard(int argc, const char* const* argv) : started_(!Kokkos::is_initialized()) {
     if (!started_) return;
+    if (const std::string missing = missing_device(); !missing.empty()) {
+        throw Error(concat("this build runs on CUDA devices: ", missing));
+    }
     // Kokkos takes its options out of the list it gets: give it a copy.
     // Where threads run is the launcher's choice; saying so keeps Kokkos from warning about it in every run.
     setenv("OMP_PROC_BIND", "false", 0);

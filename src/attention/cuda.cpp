@@ -123,21 +123,6 @@ void check(const char* call, const cuda::Status& status) {
 
 }  // namespace
 
-// Asks the door for every head dimension that the library has.
-std::string cuda_coverage() {
-    std::string dims;
-    cuda::ForwardParams params;
-    params.query_heads = params.key_heads = 1;
-    params.scale = 1;
-    params.layout.block = 64;
-    const char* why = "";
-    for (const int d : {32, 64, 96, 128, 256}) {
-        params.head_dim = d;
-        if (cuda::forward_kernel(params, &why) != cuda::Kernel::none) dims += concat(dims.empty() ? "" : ", ", d);
-    }
-    return dims.empty() ? concat("none: ", why) : concat("Hopper kernels, head dimension ", dims);
-}
-
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments) {
     const char* why = "";
     return cuda::forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";

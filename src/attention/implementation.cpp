@@ -2,28 +2,11 @@
 
 #include <cmath>
 
-#include "sparseattn/attention/detail/cuda.hpp"
 #include "sparseattn/attention/detail/host.hpp"
 #include "sparseattn/core/error.hpp"
 
 namespace sparseattn {
 namespace {
-
-const char* name_of(Implementation implementation) {
-    switch (implementation) {
-        case Implementation::reference:
-            return "reference";
-        case Implementation::generic:
-            return "generic";
-        case Implementation::host:
-            return "host";
-        case Implementation::cuda:
-            return "cuda";
-        case Implementation::automatic:
-            break;
-    }
-    return "automatic";
-}
 
 Implementation fastest(const detail::Demand& demand) {
     if (demand.fp64) return Implementation::reference;
@@ -46,6 +29,22 @@ void require_cuda(const detail::Demand& demand) {
 }  // namespace
 
 namespace detail {
+
+const char* name_of(Implementation implementation) {
+    switch (implementation) {
+        case Implementation::reference:
+            return "reference";
+        case Implementation::generic:
+            return "generic";
+        case Implementation::host:
+            return "host";
+        case Implementation::cuda:
+            return "cuda";
+        case Implementation::automatic:
+            break;
+    }
+    return "automatic";
+}
 
 Implementation choose(Implementation asked, const Demand& demand) {
     const Implementation chosen = asked == Implementation::automatic ? fastest(demand) : asked;
@@ -76,12 +75,11 @@ double resolve_scale(double asked, int head_dim) {
 
 std::string attention_report() {
     std::string report =
-        concat("attention: float and bf16 by ", name_of(Implementation::host), " (", detail::host_attention_isa(),
-               " kernels) on CPU spaces, by ", name_of(Implementation::generic), " elsewhere; double by ",
-               name_of(Implementation::reference));
+        concat("float and bf16 by ", detail::name_of(Implementation::host), " (", detail::host_attention_isa(),
+               " kernels) on CPU spaces, by ", detail::name_of(Implementation::generic), " elsewhere; double by ",
+               detail::name_of(Implementation::reference));
 #if defined(SPARSEATTN_CUDA_KERNELS)
-    report += concat("; bf16 on CUDA, less the gated backward pass, by ", name_of(Implementation::cuda),
-                     " where it covers the case (", detail::cuda_coverage(), ")");
+    report += concat("; bf16 on CUDA by ", detail::name_of(Implementation::cuda), " where it covers the case");
 #endif
     return report;
 }

@@ -31,4 +31,14 @@ std::string build_report() {
     return out.str();
 }
 
+std::string missing_device() {
+#if defined(KOKKOS_ENABLE_CUDA)
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess) return cudaGetErrorString(error);
+    if (devices == 0) return "no CUDA device";
+#endif
+    return "";
+}
+
 }  // namespace sparseattn

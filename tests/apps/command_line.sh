@@ -11,8 +11,8 @@ for program in train eval convert inspect prefill search-heads; do
     for part in "Exit codes:" "Examples:" "--version" "--config"; do expect 0 "$part" "$app" -h; done
     expect 0 "^sparseattn-$program [0-9]+\.[0-9]+\.[0-9]+" "$app" --version
     expect 0 "^Kokkos: " "$app" --config
-    for name in SparseAttn compiler flags threads attention MPI HDF5 BLAS; do
-        grep -q "^$name: " "$work/output" || fail "$program --config has no line $name"
+    for name in SparseAttn compiler flags threads attention "attention kernels" MPI HDF5 BLAS; do
+        grep -q "^$name:" "$work/output" || fail "$program --config has no line $name"
     done
     expect 2 "^sparseattn-$program: command line: unknown option --versoin; did you mean --version\?$" "$app" --versoin x y
 done

@@ -6,8 +6,9 @@
 
 namespace sparseattn {
 
-/// Version, compiler, flags, Kokkos spaces and threads, MPI, HDF5 and BLAS libraries, attention kernels, host: one
-/// "name: value" per line. Starts Kokkos (without arguments) when it is not running; needs no MPI.
+/// Version, compiler, flags, Kokkos spaces and threads, MPI, HDF5 and BLAS libraries, attention kernels (a table, see
+/// attention_coverage()), host: one "name: value" per line. Starts Kokkos (without arguments) when it is not running
+/// and has its device; needs no MPI.
 [[nodiscard]] std::string environment_report();
 
 }  // namespace sparseattn

@@ -13,4 +13,7 @@ namespace sparseattn {
 /// Compiler, flags and the Kokkos back ends this library was compiled with, one "name: value" per line.
 [[nodiscard]] std::string build_report();
 
+/// Why Kokkos cannot start for want of a device, in CUDA's words; empty where it can. Needs no Kokkos.
+[[nodiscard]] std::string missing_device();
+
 }  // namespace sparseattn

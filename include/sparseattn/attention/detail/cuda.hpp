@@ -6,8 +6,6 @@
 
 #if defined(SPARSEATTN_CUDA_KERNELS)
 
-#include <string>
-
 #include "sparseattn/core/types.hpp"
 
 namespace sparseattn::detail {
@@ -18,9 +16,6 @@ using CudaMem = Kokkos::Cuda::memory_space;
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments);
-
-// The kernels of this device, in words, for reports.
-std::string cuda_coverage();
 
 // Enqueues a covered call. Throws Error naming the step when CUDA refuses it.
 void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,

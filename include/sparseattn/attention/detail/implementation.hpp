@@ -14,6 +14,9 @@ struct Demand {
     const char* cuda_gap;
 };
 
+/// Its name as in options and reports.
+const char* name_of(Implementation implementation);
+
 /// The implementation for a call: the fastest for `automatic`, else the asked one. Throws InvalidArgument when that one
 /// cannot do it; never falls back to another.
 Implementation choose(Implementation asked, const Demand& demand);
