@@ -3,7 +3,6 @@
 /// What the backward kernels of Hopper share: one plain parameter block, the workspace, the launches.
 
 #include <cuda.h>
-#include <cuda_runtime.h>
 
 #include "cuda/attention.hpp"
 
@@ -90,23 +89,6 @@ struct QueryPassMaps {
 struct Machine {
     int processors, l2_bytes;
 };
-
-/// Launches a kernel that may start before the one before it in the stream has ended.
-template <class... Parameters, class... Arguments>
-cudaError_t launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, cudaStream_t stream,
-                         const Arguments&... arguments) {
-    cudaLaunchAttribute overlap{};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-    config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
 
 // In the order of the launches. The first three overlap: preparing needs nothing of the plan, and the key pass waits
 // for both. The query pass starts on the multiprocessors that the key pass leaves.

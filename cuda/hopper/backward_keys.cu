@@ -1,4 +1,5 @@
 #include "cuda/hopper/backward_keys.cuh"
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/tensor_map.hpp"
 
 namespace sparseattn::cuda::hopper {
@@ -11,7 +12,7 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
     const auto kernel = key_pass_kernel<D, B, WithQueries>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    return launch_early(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
+    return launch_overlapping(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
 }
 
 template <int D>

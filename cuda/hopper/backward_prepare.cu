@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "cuda/hopper/backward_lists.cuh"
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
@@ -215,7 +216,7 @@ cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& 
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
     if (args.tiles == 0) return cudaSuccess;
     const auto kernel = params.head_dim <= 64 ? prepare_kernel<64> : prepare_kernel<128>;
-    return launch_early(kernel, grid, 256, 0, params.stream, args, params.dout);
+    return launch_overlapping(kernel, grid, 256, 0, params.stream, args, params.dout);
 }
 
 cudaError_t launch_gate(const BackwardArgs& args, const GatedBackwardParams& params) {
