@@ -231,15 +231,5 @@ __device__ __forceinline__ void add_fragments(float* values, const float* memory
         values[4 * f + 3] += other.w;
     }
 }
-/// Adds accumulators to global memory in fragment order, each float atomically.
-template <int Count>
-__device__ __forceinline__ void reduce_fragments(float* global, const float* values, int thread) {
-#pragma unroll
-    for (int f = 0; f < Count / 4; ++f) {
-        asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global + (f * 128 + thread) * 4),
-                     "f"(values[4 * f]), "f"(values[4 * f + 1]), "f"(values[4 * f + 2]), "f"(values[4 * f + 3])
-                     : "memory");
-    }
-}
 
 }  // namespace sparseattn::cuda::hopper
