@@ -156,22 +156,16 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             }
             product_commit();
         }
-        /// Adds them to global memory. `Younger` groups were committed after start_dquery.
+        /// Leaves them to the warp that adds them to global memory. `Younger` groups were committed after start_dquery.
         template <int Younger>
-        __device__ __forceinline__ void add_dquery(int stage, int part) {
+        __device__ __forceinline__ void hand_over_dquery(int stage) {
             product_wait<Younger>();
             pin(dquery());
-#ifdef SA_RED
-            constexpr int floats = query_tile * part_channels;
-            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
-            reduce_fragments<part_channels / 2>(sums + part * floats, dquery(), thread());
-#else
             barrier_wait(&shared.dquery_empty[group()], turn);
             write_fragments<part_channels / 2>(shared.dquery[group()], dquery(), thread());
             if (thread() == 0) shared.dquery_tile[group()] = shared.notes[stage].tile;
             fence_async_shared();
             barrier_arrive(&shared.dquery_full[group()]);
-#endif
         }
         /// dK and dQ of the tile in ring stage `before`, and S^T of the one at the current position if there is one.
         template <bool Scores>
@@ -179,7 +173,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             start_dquery(split_keys ? group() : 0);
             if constexpr (Scores) start_scores();
             start_dkey(before);
-            add_dquery<Scores ? 2 : 1>(before, split_keys ? group() : 0);
+            hand_over_dquery<Scores ? 2 : 1>(before);
         }
 
         /// dV += P^T dO of the tile at the current position, as a group of its own.
@@ -269,13 +263,11 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
                 next_tile();
                 finish();
             }
-#ifndef SA_RED
             if constexpr (WithQueries) {
                 barrier_wait(&shared.dquery_empty[group()], turn ^ 1);
                 if (thread() == 0) shared.dquery_tile[group()] = -1;
                 barrier_arrive(&shared.dquery_full[group()]);
             }
-#endif
         }
 
         /// Writes dK and dV, or a piece's part of them.
@@ -349,7 +341,7 @@ __global__ void __launch_bounds__(384, 1)
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         give_registers<24>();
-        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
         if (warp == 0) {
             const int lane = static_cast<int>(threadIdx.x);
             typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
