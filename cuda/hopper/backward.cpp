@@ -17,12 +17,14 @@ bool storable(const Heads& array) {  // in pairs of bf16
            array.head_stride % 2 == 0;
 }
 
-/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with 128 channels,
-/// and below this density, where the key blocks that share a row of dQ no longer run side by side.
-constexpr float least_density = 0.15f;
+/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with more than 64
+/// channels, and for queries that keep fewer keys than this, of which clearing and converting the sums is the larger
+/// part.
+constexpr double least_keys = 640;
 bool sums_dq(const GatedBackwardParams& params) {
-    return !params.deterministic && params.density >= least_density &&
-           (params.layout.block == 128 || params.head_dim <= 64);
+    const double keys = params.density * static_cast<double>(params.batch.keys) / std::max(params.batch.sequences, 1);
+    const bool enough = params.density >= 1 || keys >= least_keys;
+    return !params.deterministic && enough && (params.layout.block == 128 || params.head_dim <= 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.

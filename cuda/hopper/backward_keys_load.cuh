@@ -145,7 +145,7 @@ struct KeyPassLoad {
         }
 
         __device__ __forceinline__ void run() {
-            PieceQueue queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
+            PieceQueue<false> queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
             std::uint32_t phase = 0;
             for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
                 send_piece(piece, phase);

@@ -43,24 +43,27 @@ class ListWalk {
     std::int32_t chunk_ = 0, ahead_;
 };
 
-/// Hands out pieces to a producer warp. A number is drawn when it is needed, under the tiles that are still in the
-/// ring: one drawn a piece ahead would keep that piece from whoever is free first.
+/// Hands out pieces to a producer warp. With `Ahead` their numbers are drawn a piece before they are needed, which
+/// hides the latency of short pieces; long ones would be kept from whoever is free first.
+template <bool Ahead>
 class PieceQueue {
   public:
     __device__ __forceinline__ PieceQueue(int* counter, const Piece* pieces, int count, int lane)
-        : counter_(counter), pieces_(pieces), count_(count), lane_(lane) {}
+        : counter_(counter), pieces_(pieces), count_(count), lane_(lane), ahead_(Ahead ? draw() : 0) {}
     /// The next piece; item < 0 when all are taken.
     __device__ __forceinline__ Piece take() {
-        const int number = __shfl_sync(0xffffffffu, lane_ == 0 ? atomicAdd(counter_, 1) : 0, 0);
+        const int number = __shfl_sync(0xffffffffu, Ahead ? ahead_ : draw(), 0);
         if (number >= count_) return {-1, 0, 0, -1};
+        if (Ahead) ahead_ = draw();
         const int4 piece = __ldg(reinterpret_cast<const int4*>(pieces_) + number);
         return {piece.x, piece.y, piece.z, piece.w};
     }
 
   private:
+    __device__ __forceinline__ int draw() const { return lane_ == 0 ? atomicAdd(counter_, 1) : 0; }
     int* counter_;
     const Piece* pieces_;
-    int count_, lane_;
+    int count_, lane_, ahead_;
 };
 
 /// One tile of work of a stage, written by the producer before the stage's barrier.

@@ -7,7 +7,6 @@
 #include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
-int job_all_heads = 0, job_long = 6;
 namespace {
 
 constexpr int threads = 1024;
@@ -15,14 +14,13 @@ constexpr int shortest_cut = 2048;  // tokens of queries; shorter items are not 
 constexpr int digits = 32;          // of a pass of the sort
 constexpr int classes = digits * digits;
 
-// Pieces are started in this order: long ones (more than 3/8 of the longest allowed) by length, whatever their head;
+// Pieces are started in this order: long ones (more than 3/4 of the longest allowed) by length, whatever their head;
 // then short ones by sections of heads that share what they read and add to in the L2 cache, in each by length. Pieces
 // of one length that start together stay together, so that what one of them reads the others find in the cache.
 struct Order {
     int heads;  // of the pass
     int size;   // heads of a section
     int limit;  // length of the longest piece allowed
-    int eighths;
 
     __device__ int shortness(int length) const {
         return classes - 1 - static_cast<int>(static_cast<std::int64_t>(length) * (classes - 1) / limit);
@@ -31,7 +29,7 @@ struct Order {
     __device__ int digit(int head, int length, int pass) const {
         const int place = shortness(length);
         if (pass < 2) return pass == 0 ? place % digits : place / digits;
-        if (place < classes * (8 - eighths) / 8) return 0;
+        if (place < classes / 4) return 0;
         const int sections = (heads + size - 1) / size;
         return 1 + static_cast<int>(static_cast<std::int64_t>(head / size) * (digits - 1) / sections);
     }
@@ -244,14 +242,8 @@ cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& par
         const double bytes = 4.0 * params.head_dim * std::max(tokens, 1.0);
         return static_cast<int>(std::clamp(0.6 * machine.l2_bytes / bytes, 1.0, 1.0 * args.key_heads));
     };
-    Order keys{args.key_heads, heads_in_cache(1.0 * args.batch.queries * group), 0, job_long};
-    Order queries{args.query_heads, heads_in_cache(args.batch.keys) * group, 0, job_long};
-    if (job_all_heads == 1) keys.size = keys.heads, queries.size = queries.heads;
-    // With few items a multiprocessor, an even end counts for more than the cache: one section.
-    if (job_all_heads == 0 && 1.0 * args.key_heads * args.layout.key_blocks < 6.0 * machine.processors)
-        keys.size = keys.heads;
-    if (job_all_heads == 0 && 1.0 * args.query_heads * args.layout.rows < 6.0 * machine.processors)
-        queries.size = queries.heads;
+    const Order keys{args.key_heads, heads_in_cache(1.0 * args.batch.queries * group), 0};
+    const Order queries{args.query_heads, heads_in_cache(args.batch.keys) * group, 0};
     plan_kernel<<<args.plan.query_pieces != nullptr ? 2 : 1, threads, sizeof(Shared), params.stream>>>(
         args, machine.processors, keys, queries);
     return cudaGetLastError();

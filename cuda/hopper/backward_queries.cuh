@@ -120,7 +120,7 @@ struct QueryPass {
         }
 
         __device__ __forceinline__ void run() {
-            PieceQueue queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
+            PieceQueue<true> queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
             std::uint32_t phase = 0;
             for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
                 send_item(piece.item, phase);
