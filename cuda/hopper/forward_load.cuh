@@ -84,6 +84,15 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
         tile.end = min(tile.first + schedule.tokens, tile.end);
     }
     find_windows<Shape>(schedule, layout, tile);
+    const std::int64_t token = tile.query_token + static_cast<std::int64_t>(tile.first);
+    const Heads& out = branch.out;
+    const Rows& lse = branch.lse;
+    tile.result = {static_cast<__nv_bfloat16*>(out.data) + token * out.token_stride + tile.head * out.head_stride,
+                   lse.data + token * lse.token_stride + tile.head * lse.head_stride,
+                   out.token_stride,
+                   out.head_stride,
+                   lse.token_stride,
+                   lse.head_stride};
     return tile;
 }
 

@@ -25,7 +25,7 @@ Encode find_encoder() {
 }  // namespace
 
 cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens,
-                           int box_heads) {
+                           int box_heads, bool streamed) {
     static const Encode encode = find_encoder();
     if (encode == nullptr) return cudaErrorNotSupported;
     constexpr cuuint32_t channels = 64;  // 128 bytes, the width of the swizzle
@@ -39,7 +39,8 @@ cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int
     const cuuint32_t steps[3] = {1, 1, 1};
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, array.data, sizes, strides, box, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                   streamed ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
