@@ -48,8 +48,11 @@ int main(int argc, char** argv) {
             ->check(CLI::IsMember({64, 128}))
             ->type_name("N");
         parser.add_option("--implementation", arguments.implementation, "Attention kernel")
-            ->check(CLI::IsMember({"automatic", "reference", "generic", "host"}))
+            ->check(CLI::IsMember({"automatic", "reference", "generic", "host", "cuda"}))
             ->capture_default_str()
+            ->type_name("NAME");
+        parser.add_option("--precision", arguments.precision, "Storage of weights and activations: fp32 or bf16")
+            ->check(CLI::IsMember({"fp32", "bf16"}))
             ->type_name("NAME");
         parser.add_flag("--json", arguments.json, "Print JSON instead of a table");
         if (!line.parse(argc, argv)) return 0;

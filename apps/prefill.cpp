@@ -57,8 +57,13 @@ void add_options(CLI::App& parser, sparseattn::PrefillArguments& arguments, int&
         ->capture_default_str()
         ->type_name("N");
     parser.add_option("--implementation", arguments.implementation, "Attention kernel")
-        ->check(CLI::IsMember({"automatic", "reference", "generic", "host"}))
+        ->check(CLI::IsMember({"automatic", "reference", "generic", "host", "cuda"}))
         ->capture_default_str()
+        ->type_name("NAME");
+    parser
+        .add_option("--precision", arguments.precision,
+                    "Storage of weights and activations: fp32 or bf16; default: as the run, of tensors fp32")
+        ->check(CLI::IsMember({"fp32", "bf16"}))
         ->type_name("NAME");
     parser.add_option("--json", arguments.json, "Write all figures, layer by layer and head by head")
         ->type_name("FILE");

@@ -108,6 +108,11 @@ void add_train(std::vector<DeckKey>& keys) {
                         "What learns; weights_only keeps the masks of sparsity.masks or train.init_from, dense has no "
                         "gates."),
                    {Text("masks_and_weights"), Text("masks_only"), Text("weights_only"), Text("dense")}),
+            one_of(
+                text("train", "precision", "fp32",
+                     "Storage of weights, activations and their gradients in the passes; the weights that learn, their "
+                     "gradients, moments and checkpoints are fp32 in both."),
+                {Text("fp32"), Text("bf16")}),
             integer("train", "max_steps", 1000, "steps", 1, 1e12, "Optimizer steps of the whole run."),
             integer("train", "batch_size", 8, "packs", 1, 1 << 20, "Packs per optimizer step over all ranks."),
             above(real("train", "learning_rate", 1e-3, "", 0, 100, "Peak learning rate of the weights.")),

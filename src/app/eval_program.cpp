@@ -23,7 +23,8 @@ std::string result_text(const EvaluationResult& result, const std::filesystem::p
     add("all dense", result.dense);
     add(("all " + result.sparse_branch).c_str(), result.sparse);
     add("gates as deployed", result.deployed);
-    std::string text = concat(checkpoint.string(), ", step ", result.step, '\n', table.text());
+    std::string text = concat(checkpoint.string(), ", step ", result.step, ", precision ", to_string(result.precision),
+                              '\n', table.text());
     if (!std::isnan(result.deployed_sparsity)) {
         text += concat("head sparsity as deployed ", format_number(result.deployed_sparsity), '\n');
     }
@@ -39,6 +40,7 @@ int eval_program(EvalArguments arguments, const Runtime& runtime) {
     world.together([&] {
         options.checkpoint = locate_checkpoint(arguments.checkpoint);
         options.implementation = parse_implementation(arguments.implementation);
+        if (!arguments.precision.empty()) options.precision = parse_precision(arguments.precision);
         if (!arguments.granularity.empty()) options.granularity = parse_granularity(arguments.granularity);
         if (arguments.data.empty()) {
             const std::string deck = CheckpointReader(options.checkpoint).meta().deck;

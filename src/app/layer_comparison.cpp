@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <type_traits>
 
 #include "sparseattn/attention/measures.hpp"
 #include "sparseattn/core/error.hpp"
@@ -23,9 +24,10 @@ double median(std::vector<double> values) {
 }
 
 // What a layout keeps and how far its output is from that of full attention.
+template <class T>
 LayerFigures accuracy(const PrefillExec& exec, const Sequences<PrefillMem>& sequences,
-                      const BlockLayout<PrefillMem>& layout, const AttentionMass<PrefillExec, float>& mass,
-                      const HeadsView<const float, PrefillMem>& out, const HeadsView<const float, PrefillMem>& full) {
+                      const BlockLayout<PrefillMem>& layout, const AttentionMass<PrefillExec, T>& mass,
+                      const HeadsView<const T, PrefillMem>& out, const HeadsView<const T, PrefillMem>& full) {
     LayerFigures figures;
     const LayoutStatistics kept = statistics(exec, sequences, layout);
     figures.kept_pairs = kept.kept_pairs;
@@ -38,7 +40,7 @@ LayerFigures accuracy(const PrefillExec& exec, const Sequences<PrefillMem>& sequ
         figures.head_mass[i % heads] += shares[i] / static_cast<double>(queries);
         figures.smallest_mass = std::min(figures.smallest_mass, shares[i]);
     }
-    const OutputDifference difference = output_difference<PrefillExec, float>(exec, out, full);
+    const OutputDifference difference = output_difference<PrefillExec, T>(exec, out, full);
     figures.error = difference.relative();
     for (std::size_t h = 0; h < heads; ++h) figures.head_error.push_back(difference.relative(static_cast<int>(h)));
     return figures;
@@ -46,19 +48,19 @@ LayerFigures accuracy(const PrefillExec& exec, const Sequences<PrefillMem>& sequ
 
 }  // namespace
 
-LayerComparison::Timed LayerComparison::run(const Sequences<PrefillMem>& sequences,
-                                            const AttentionInputs<float, PrefillMem>& inputs,
-                                            const LayerSelector& selector,
-                                            const AttentionOutputs<float, PrefillMem>& outputs) {
+template <class T>
+typename LayerComparison<T>::Timed LayerComparison<T>::run(const Sequences<PrefillMem>& sequences,
+                                                           const AttentionInputs<T, PrefillMem>& inputs,
+                                                           const LayerSelector& selector,
+                                                           const AttentionOutputs<T, PrefillMem>& outputs) {
     Timed timed;
     fence(exec_, "SparseAttn::comparison.inputs");
     const Clock::time_point begin = Clock::now();
-    timed.layout = select<PrefillExec, float>(exec_, inputs.query, inputs.key, sequences, selector.method, selection_,
-                                              selector.heads);
+    timed.layout =
+        select<PrefillExec, T>(exec_, inputs.query, inputs.key, sequences, selector.method, selection_, selector.heads);
     fence(exec_, "SparseAttn::comparison.selection");
     const Clock::time_point middle = Clock::now();
-    attention_forward<PrefillExec, float>(exec_, inputs, sequences, timed.layout, options_.attention, attention_,
-                                          outputs);
+    attention_forward<PrefillExec, T>(exec_, inputs, sequences, timed.layout, options_.attention, attention_, outputs);
     fence(exec_, "SparseAttn::comparison.attention");
     const Clock::time_point end = Clock::now();
     timed.selection_seconds = seconds_between(begin, middle);
@@ -66,34 +68,33 @@ LayerComparison::Timed LayerComparison::run(const Sequences<PrefillMem>& sequenc
     return timed;
 }
 
-std::vector<LayerFigures> LayerComparison::compare(int layer, const Sequences<PrefillMem>& sequences,
-                                                   const AttentionInputs<float, PrefillMem>& inputs,
-                                                   const std::vector<LayerSelector>& methods,
-                                                   const HeadsView<float, PrefillMem>& out, const Visit& visit) {
+template <class T>
+std::vector<LayerFigures> LayerComparison<T>::compare(int layer, const Sequences<PrefillMem>& sequences,
+                                                      const AttentionInputs<T, PrefillMem>& inputs,
+                                                      const std::vector<LayerSelector>& methods,
+                                                      const HeadsView<T, PrefillMem>& out, const Visit& visit) {
     const Region region("SparseAttn::layer_comparison");
     require(options_.repeats >= 1, "repeats", options_.repeats, "at least 1");
     const std::size_t tokens = out.extent(0), heads = out.extent(1), d = out.extent(2);
-    const auto grow = [](Array1<float, PrefillMem>& array, const std::string& label, std::size_t count) {
+    const auto grow = [](auto& array, const std::string& label, std::size_t count) {
         if (array.extent(0) < count) {
             array = {};
-            array = Array1<float, PrefillMem>(Kokkos::view_alloc(Kokkos::WithoutInitializing, label), count);
+            array = std::decay_t<decltype(array)>(Kokkos::view_alloc(Kokkos::WithoutInitializing, label), count);
         }
     };
     grow(out_, "SparseAttn::comparison.out", tokens * heads * d);
     grow(lse_, "SparseAttn::comparison.lse", tokens * heads);
     const RowsView<float, PrefillMem> lse(lse_.data(), Kokkos::LayoutStride(tokens, heads, heads, 1));
-    const HeadsView<float, PrefillMem> other(out_.data(), Kokkos::LayoutStride(tokens, heads * d, heads, d, d, 1));
-    const auto outputs_of = [&](std::size_t m) {
-        return AttentionOutputs<float, PrefillMem>{m == 0 ? out : other, lse};
-    };
+    const HeadsView<T, PrefillMem> other(out_.data(), Kokkos::LayoutStride(tokens, heads * d, heads, d, d, 1));
+    const auto outputs_of = [&](std::size_t m) { return AttentionOutputs<T, PrefillMem>{m == 0 ? out : other, lse}; };
 
-    const AttentionMass<PrefillExec, float> mass(exec_, inputs.query, inputs.key, sequences, options_.causal,
-                                                 options_.attention.scale,
-                                                 spaced_queries(sequences, options_.sampled_queries));
+    const AttentionMass<PrefillExec, T> mass(exec_, inputs.query, inputs.key, sequences, options_.causal,
+                                             options_.attention.scale,
+                                             spaced_queries(sequences, options_.sampled_queries));
     std::vector<LayerFigures> all(methods.size());
     for (std::size_t m = 0; m < methods.size(); ++m) {
         const Timed warm = run(sequences, inputs, methods[m], outputs_of(m));
-        all[m] = accuracy(exec_, sequences, warm.layout, mass, outputs_of(m).out, out);
+        all[m] = accuracy<T>(exec_, sequences, warm.layout, mass, outputs_of(m).out, out);
         all[m].layer = layer;
         if (visit) visit({m, methods[m], warm.layout, outputs_of(m)});
     }
@@ -112,13 +113,15 @@ std::vector<LayerFigures> LayerComparison::compare(int layer, const Sequences<Pr
     return all;
 }
 
-std::int64_t LayerComparison::allocated() const {
-    return static_cast<std::int64_t>((out_.extent(0) + lse_.extent(0)) * sizeof(float) + selection_.capacity() +
-                                     attention_.capacity());
+template <class T>
+std::int64_t LayerComparison<T>::allocated() const {
+    return static_cast<std::int64_t>(out_.extent(0) * sizeof(T) + lse_.extent(0) * sizeof(float) +
+                                     selection_.capacity() + attention_.capacity());
 }
 
-std::int64_t LayerComparison::bytes(std::int64_t queries, std::int64_t keys, int heads, int kv_heads, int head_dim,
-                                    const std::vector<LayerSelector>& methods) {
+template <class T>
+std::int64_t LayerComparison<T>::bytes(std::int64_t queries, std::int64_t keys, int heads, int kv_heads, int head_dim,
+                                       const std::vector<LayerSelector>& methods) {
     const Sequences<PrefillMem> sequences({0, static_cast<std::int32_t>(queries)},
                                           {0, static_cast<std::int32_t>(keys)});
     std::int64_t selection = 0, layout = 0;
@@ -133,9 +136,12 @@ std::int64_t LayerComparison::bytes(std::int64_t queries, std::int64_t keys, int
     shape.num_attention_heads = heads;
     shape.num_key_value_heads = kv_heads;
     shape.head_dim = head_dim;
-    const AttentionBytes attention = BlockAttention<PrefillExec, float>::bytes(shape, {keys, false, false}, false);
-    return static_cast<std::int64_t>(sizeof(float)) * queries * heads * (head_dim + 1) + attention.workspace +
-           selection + layout;
+    const AttentionBytes attention = BlockAttention<PrefillExec, T>::bytes(shape, {keys, false, false}, false);
+    const auto row = static_cast<std::int64_t>(sizeof(T)) * head_dim + static_cast<std::int64_t>(sizeof(float));
+    return row * queries * heads + attention.workspace + selection + layout;
 }
+
+template class LayerComparison<float>;
+template class LayerComparison<bf16>;
 
 }  // namespace sparseattn::detail

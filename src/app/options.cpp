@@ -46,6 +46,7 @@ SparsityOptions sparsity_options(const Deck& deck) {
 
 void take_train_section(const Deck& deck, TrainOptions& options) {
     options.mode = parse_train_mode(deck.text("train.mode"));
+    options.precision = parse_precision(deck.text("train.precision"));
     options.max_steps = deck.integer("train.max_steps");
     options.batch_size = deck.small("train.batch_size");
     options.learning_rate = deck.real("train.learning_rate");

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <type_traits>
 
 #include "sparseattn/app/deck.hpp"
 #include "sparseattn/app/detail/prefill_job.hpp"
@@ -15,6 +16,7 @@
 #include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/model/capture_attention.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/train/detail/pack_runner.hpp"
 #include "sparseattn/train/trained_model.hpp"
 
@@ -27,13 +29,15 @@ using nlohmann::json;
 constexpr int byte_vocabulary = 259;  // of data sets made of bytes
 
 // Full attention in every layer, and in chosen ones all methods on what the layer reads.
-class ComparingAttention : public LayerAttention<PrefillExec, float> {
+template <class T>
+class ComparingAttention : public LayerAttention<PrefillExec, T> {
   public:
-    using Inputs = LayerInputs<PrefillExec, float>;
+    using Inputs = LayerInputs<PrefillExec, T>;
 
-    ComparingAttention(LayerAttention<PrefillExec, float>& full, LayerComparison& comparison,
+    ComparingAttention(LayerAttention<PrefillExec, T>& full, LayerComparison<T>& comparison,
                        const std::vector<std::vector<LayerSelector>>& selectors, std::vector<int> layers,
-                       std::function<void(const Inputs&, const MethodResult&)> visit, std::function<void()> after_layer)
+                       std::function<void(const Inputs&, const MethodResult<T>&)> visit,
+                       std::function<void()> after_layer)
         : full_(full),
           comparison_(comparison),
           selectors_(selectors),
@@ -45,18 +49,18 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
         figures_.clear();
         full_.prepare(config, pass);
     }
-    void forward(const PrefillExec& exec, const Inputs& inputs, const HeadsView<float, PrefillMem>& out) override {
+    void forward(const PrefillExec& exec, const Inputs& inputs, const HeadsView<T, PrefillMem>& out) override {
         if (std::find(layers_.begin(), layers_.end(), inputs.layer) == layers_.end()) {
             full_.forward(exec, inputs, out);
         } else {
             figures_.push_back(comparison_.compare(inputs.layer, inputs.sequences, inputs.heads,
                                                    selectors_[inputs.layer], out,
-                                                   [&](const MethodResult& result) { visit_(inputs, result); }));
+                                                   [&](const MethodResult<T>& result) { visit_(inputs, result); }));
         }
         after_layer_();
     }
-    void backward(const PrefillExec&, const Inputs&, const HeadsView<const float, PrefillMem>&,
-                  const HeadsView<const float, PrefillMem>&, const AttentionGradients<float, PrefillMem>&) override {
+    void backward(const PrefillExec&, const Inputs&, const HeadsView<const T, PrefillMem>&,
+                  const HeadsView<const T, PrefillMem>&, const AttentionGradients<T, PrefillMem>&) override {
         throw InvalidArgument("a comparison has no backward pass, must run without training");
     }
     [[nodiscard]] AttentionBytes bytes(const ModelConfig& config, const PassShape& pass) const override {
@@ -68,11 +72,11 @@ class ComparingAttention : public LayerAttention<PrefillExec, float> {
     [[nodiscard]] const std::vector<std::vector<LayerFigures>>& figures() const { return figures_; }
 
   private:
-    LayerAttention<PrefillExec, float>& full_;
-    LayerComparison& comparison_;
+    LayerAttention<PrefillExec, T>& full_;
+    LayerComparison<T>& comparison_;
     const std::vector<std::vector<LayerSelector>>& selectors_;  // [layer][method]
     std::vector<int> layers_;
-    std::function<void(const Inputs&, const MethodResult&)> visit_;
+    std::function<void(const Inputs&, const MethodResult<T>&)> visit_;
     std::function<void()> after_layer_;
     std::vector<std::vector<LayerFigures>> figures_;
 };
@@ -109,6 +113,7 @@ struct Predictions {
     }
 };
 
+template <class T>
 class CheckpointInput : public PrefillInput {
   public:
     CheckpointInput(const PrefillArguments& arguments, const std::vector<ModelSelector>& methods);
@@ -127,8 +132,10 @@ class CheckpointInput : public PrefillInput {
     // `picture` names the pictures of the layouts; empty: none.
     std::vector<MethodFigures> compare_stretch(const PackedTokens& stretch, const std::string& picture, Pass& pass,
                                                Progress& progress);
-    Predictions predict(LayerAttention<PrefillExec, float>& attention, const Batch<PrefillMem>& batch,
+    Predictions predict(LayerAttention<PrefillExec, T>& attention, const Batch<PrefillMem>& batch,
                         const std::vector<std::int32_t>& queries, Pass& pass) const;
+    // The checkpoint's weights, rounded to T.
+    [[nodiscard]] Array1<T, PrefillMem> parameters(const PrefillExec& exec) const;
     // The attention tensors of the first stretch, before anything is compared.
     void capture(Pass& pass) const;
 
@@ -145,12 +152,13 @@ class CheckpointInput : public PrefillInput {
 };
 
 // What the passes of all lengths share.
-struct CheckpointInput::Pass {
+template <class T>
+struct CheckpointInput<T>::Pass {
     PrefillExec exec;
-    Array1<float, PrefillMem> parameters;
-    Decoder<PrefillExec, float> decoder;
-    LayerComparison comparison;
-    SelectedAttention<PrefillExec, float> full;
+    Array1<T, PrefillMem> parameters;
+    Decoder<PrefillExec, T> decoder;
+    LayerComparison<T> comparison;
+    SelectedAttention<PrefillExec, T> full;
 };
 
 std::vector<int> chosen_layers(const std::string& list, const char* option, int layers) {
@@ -160,7 +168,8 @@ std::vector<int> chosen_layers(const std::string& list, const char* option, int 
     return all;
 }
 
-CheckpointInput::CheckpointInput(const PrefillArguments& arguments, const std::vector<ModelSelector>& methods)
+template <class T>
+CheckpointInput<T>::CheckpointInput(const PrefillArguments& arguments, const std::vector<ModelSelector>& methods)
     : arguments_(arguments),
       methods_(methods),
       checkpoint_(locate_checkpoint(arguments.input)),
@@ -181,7 +190,8 @@ CheckpointInput::CheckpointInput(const PrefillArguments& arguments, const std::v
     open_text(reader);
 }
 
-void CheckpointInput::open_text(const CheckpointReader& reader) {
+template <class T>
+void CheckpointInput<T>::open_text(const CheckpointReader& reader) {
     std::int64_t longest = 0;
     for (const std::int64_t length : lengths_) {
         if (length < 2 || length > 1 << 30) {
@@ -216,14 +226,15 @@ void CheckpointInput::open_text(const CheckpointReader& reader) {
     }
 }
 
-std::string CheckpointInput::text() const {
+template <class T>
+std::string CheckpointInput<T>::text() const {
     const ModelConfig& config = model_.config;
-    std::string text =
-        concat(checkpoint_.string(), ", step ", model_.step, ": ", config.num_hidden_layers, " layers, ",
-               config.num_attention_heads, " query and ", config.num_key_value_heads, " key heads of dimension ",
-               config.head_dim, ", trained on ", model_.sequence_length, " tokens at once\ntext: ", text_.source(),
-               ", ", samples_, samples_ == 1 ? " stretch" : " stretches", " per length",
-               arguments_.documents ? ", documents apart" : ", one sequence each");
+    std::string text = concat(
+        checkpoint_.string(), ", step ", model_.step, ": ", config.num_hidden_layers, " layers, ",
+        config.num_attention_heads, " query and ", config.num_key_value_heads, " key heads of dimension ",
+        config.head_dim, ", trained on ", model_.sequence_length, " tokens at once\ntext: ", text_.source(), ", ",
+        samples_, samples_ == 1 ? " stretch" : " stretches", " per length",
+        arguments_.documents ? ", documents apart" : ", one sequence each", "; precision ", to_string(precision_of<T>));
     if (*std::max_element(lengths_.begin(), lengths_.end()) > model_.sequence_length) {
         text +=
             "\nLengths above those of training show what attention costs and keeps, not what a model of that "
@@ -232,10 +243,12 @@ std::string CheckpointInput::text() const {
     return text;
 }
 
-json CheckpointInput::about() const {
+template <class T>
+json CheckpointInput<T>::about() const {
     return {{"kind", "checkpoint"},
             {"path", checkpoint_.string()},
             {"step", model_.step},
+            {"precision", to_string(precision_of<T>)},
             {"model", model_.config.to_json()},
             {"trained_sequence_length", model_.sequence_length},
             {"text", text_.source()},
@@ -244,33 +257,37 @@ json CheckpointInput::about() const {
             {"share_groups", arguments_.share_groups}};
 }
 
-std::vector<LayerSelector> CheckpointInput::of_method(std::size_t method) const {
+template <class T>
+std::vector<LayerSelector> CheckpointInput<T>::of_method(std::size_t method) const {
     std::vector<LayerSelector> selectors;
     for (const auto& layer : selectors_) selectors.push_back(layer[method]);
     return selectors;
 }
 
-MemoryParts CheckpointInput::memory() const {
+template <class T>
+MemoryParts CheckpointInput<T>::memory() const {
     const ModelConfig& config = model_.config;
     const PrefillExec exec;
-    const Decoder<PrefillExec, float> decoder(exec, config);
+    const Decoder<PrefillExec, T> decoder(exec, config);
     const std::int64_t longest = *std::max_element(lengths_.begin(), lengths_.end());
     std::int64_t model = 0, comparison = 0;
     for (std::size_t m = 0; m < methods_.size(); ++m) {
-        const SelectedAttention<PrefillExec, float> attention(of_method(m));
+        const SelectedAttention<PrefillExec, T> attention(of_method(m));
         model = std::max(model, decoder.memory_plan(longest, attention, false, {}).total());
     }
     for (const auto& layer : selectors_) {
-        comparison = std::max(comparison, LayerComparison::bytes(longest, longest, config.num_attention_heads,
-                                                                 config.num_key_value_heads, config.head_dim, layer));
+        comparison =
+            std::max(comparison, LayerComparison<T>::bytes(longest, longest, config.num_attention_heads,
+                                                           config.num_key_value_heads, config.head_dim, layer));
     }
-    return {{"parameters", decoder.table().total() * static_cast<std::int64_t>(sizeof(float))},
+    return {{"parameters", decoder.table().total() * static_cast<std::int64_t>(sizeof(T))},
             {concat("forward pass of ", longest, " tokens"), model},
             {"comparison of methods", comparison}};
 }
 
-Predictions CheckpointInput::predict(LayerAttention<PrefillExec, float>& attention, const Batch<PrefillMem>& batch,
-                                     const std::vector<std::int32_t>& queries, Pass& pass) const {
+template <class T>
+Predictions CheckpointInput<T>::predict(LayerAttention<PrefillExec, T>& attention, const Batch<PrefillMem>& batch,
+                                        const std::vector<std::int32_t>& queries, Pass& pass) const {
     const int vocabulary = model_.config.vocab_size;
     const Array1<float, PrefillMem> logits("SparseAttn::prefill.logits", queries.size() * vocabulary);
     Predictions result;
@@ -284,8 +301,9 @@ Predictions CheckpointInput::predict(LayerAttention<PrefillExec, float>& attenti
     return result;
 }
 
-std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& stretch, const std::string& picture,
-                                                            Pass& pass, Progress& progress) {
+template <class T>
+std::vector<MethodFigures> CheckpointInput<T>::compare_stretch(const PackedTokens& stretch, const std::string& picture,
+                                                               Pass& pass, Progress& progress) {
     const Batch<PrefillMem> batch = make_batch(pass.exec, stretch);
     const std::vector<std::int32_t> queries = spaced_queries(batch.sequences, arguments_.sampled_queries);
     const std::vector<char> every(queries.size(), 1);
@@ -295,9 +313,9 @@ std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& 
     }
 
     // Full attention, and on its query, key and value every method layer by layer.
-    ComparingAttention comparing(
+    ComparingAttention<T> comparing(
         pass.full, pass.comparison, selectors_, layers_,
-        [&](const auto& inputs, const MethodResult& result) {
+        [&](const auto& inputs, const MethodResult<T>& result) {
             if (!picture.empty()) {
                 pictures_->write(picture, inputs.layer, methods_[result.method].text(), inputs.sequences,
                                  result.layout);
@@ -315,8 +333,8 @@ std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& 
         // The method in every layer.
         Predictions result = wanted;
         if (m > 0) {
-            SelectedAttention<PrefillExec, float> selected(of_method(m), comparison_options(arguments_).attention);
-            selected.observe([&](const SelectedLayer<PrefillExec, float>&) { progress.layer(); });
+            SelectedAttention<PrefillExec, T> selected(of_method(m), comparison_options(arguments_).attention);
+            selected.observe([&](const SelectedLayer<PrefillExec, T>&) { progress.layer(); });
             result = predict(selected, batch, queries, pass);
         }
         figures[m].model = {result.loss / labels, (result.loss - wanted.loss) / labels, result.agreement(wanted, last),
@@ -325,7 +343,8 @@ std::vector<MethodFigures> CheckpointInput::compare_stretch(const PackedTokens& 
     return figures;
 }
 
-PrefillComparison CheckpointInput::compare(std::int64_t length, Pass& pass, Progress& progress) {
+template <class T>
+PrefillComparison CheckpointInput<T>::compare(std::int64_t length, Pass& pass, Progress& progress) {
     PrefillComparison comparison;
     comparison.title = concat(length, " tokens");
     comparison.tokens = comparison.keys = length;
@@ -342,19 +361,33 @@ PrefillComparison CheckpointInput::compare(std::int64_t length, Pass& pass, Prog
     return comparison;
 }
 
-void CheckpointInput::capture(Pass& pass) const {
-    CaptureAttention<PrefillExec, float> attention(pass.full, capture_layers_, arguments_.capture);
+template <class T>
+Array1<T, PrefillMem> CheckpointInput<T>::parameters(const PrefillExec& exec) const {
+    const Array1<float, PrefillMem> weights = load_parameters(CheckpointReader(checkpoint_), model_.config);
+    if constexpr (std::is_same_v<T, float>) {
+        return weights;
+    } else {
+        const Array1<T, PrefillMem> rounded("SparseAttn::rounded_parameters", weights.extent(0));
+        round_array<PrefillExec>(exec, weights, rounded);
+        fence(exec, "SparseAttn::rounded_parameters");
+        return rounded;
+    }
+}
+
+template <class T>
+void CheckpointInput<T>::capture(Pass& pass) const {
+    CaptureAttention<PrefillExec, T> attention(pass.full, capture_layers_, arguments_.capture);
     const PackedTokens stretch = text_.stretch(0, lengths_.front(), arguments_.documents);
     (void)pass.decoder.loss(make_batch(pass.exec, stretch), attention, pass.parameters);
     attention.commit();
 }
 
-void CheckpointInput::run(Log& log, const std::function<void(const PrefillComparison&)>& done) {
+template <class T>
+void CheckpointInput<T>::run(Log& log, const std::function<void(const PrefillComparison&)>& done) {
     const PrefillExec exec;
     const ComparisonOptions options = comparison_options(arguments_);
-    Pass pass{exec, load_parameters(CheckpointReader(checkpoint_), model_.config),
-              Decoder<PrefillExec, float>(exec, model_.config), LayerComparison(exec, options),
-              SelectedAttention<PrefillExec, float>(of_method(0), options.attention)};
+    Pass pass{exec, parameters(exec), Decoder<PrefillExec, T>(exec, model_.config), LayerComparison<T>(exec, options),
+              SelectedAttention<PrefillExec, T>(of_method(0), options.attention)};
     if (!arguments_.capture.empty()) {
         capture(pass);
         log.info(concat("query, key and value of the first ", lengths_.front(), " tokens written to ",
@@ -369,7 +402,11 @@ void CheckpointInput::run(Log& log, const std::function<void(const PrefillCompar
 
 std::unique_ptr<PrefillInput> open_prefill_checkpoint(const PrefillArguments& arguments,
                                                       const std::vector<ModelSelector>& methods) {
-    return std::make_unique<CheckpointInput>(arguments, methods);
+    const CheckpointReader reader(locate_checkpoint(arguments.input));
+    const Precision precision =
+        arguments.precision.empty() ? read_trained_model(reader).precision : parse_precision(arguments.precision);
+    if (precision == Precision::bf16) return std::make_unique<CheckpointInput<bf16>>(arguments, methods);
+    return std::make_unique<CheckpointInput<float>>(arguments, methods);
 }
 
 }  // namespace sparseattn::detail

@@ -10,6 +10,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/io/attention_file.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/model/precision.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -39,6 +40,7 @@ StoredLayout stored(const PrefillExec& exec, const BlockLayout<PrefillMem>& layo
     return result;
 }
 
+template <class T>
 class FileInput : public PrefillInput {
   public:
     FileInput(const PrefillArguments& arguments, std::vector<ModelSelector> methods);
@@ -50,10 +52,10 @@ class FileInput : public PrefillInput {
     void run(Log& log, const std::function<void(const PrefillComparison&)>& done) override;
 
   private:
-    std::vector<LayerFigures> compare(const AttentionFileLayer& layer, LayerComparison& comparison,
+    std::vector<LayerFigures> compare(const AttentionFileLayer& layer, LayerComparison<T>& comparison,
                                       const Sequences<PrefillMem>& sequences,
                                       std::optional<AttentionFileWriter>& writer) const;
-    void write(const AttentionFileLayer& layer, const MethodResult& result, AttentionFileWriter& writer) const;
+    void write(const AttentionFileLayer& layer, const MethodResult<T>& result, AttentionFileWriter& writer) const;
 
     PrefillArguments arguments_;
     AttentionFileReader reader_;
@@ -63,7 +65,8 @@ class FileInput : public PrefillInput {
     std::optional<PrefillPictures> pictures_;
 };
 
-FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelector> methods)
+template <class T>
+FileInput<T>::FileInput(const PrefillArguments& arguments, std::vector<ModelSelector> methods)
     : arguments_(arguments), reader_(arguments.input), methods_(std::move(methods)) {
     if (arguments.layers.empty()) {
         layers_ = reader_.layers();
@@ -95,44 +98,55 @@ FileInput::FileInput(const PrefillArguments& arguments, std::vector<ModelSelecto
     pictures_.emplace(arguments, numbers, heads);
 }
 
-std::string FileInput::text() const {
+template <class T>
+std::string FileInput<T>::text() const {
     const AttentionFileHeader& header = reader_.header();
     const AttentionFileLayer& first = layers_.front();
     return concat(reader_.path().string(), ": ", layers_.size(), layers_.size() == 1 ? " layer, " : " layers, ",
                   header.query_offsets.size() - 1, header.query_offsets.size() == 2 ? " sequence, " : " sequences, ",
                   reader_.queries(), " queries, ", reader_.keys(), " keys, ", first.heads, " query and ",
-                  first.kv_heads, " key heads of dimension ", first.head_dim, header.causal ? ", causal" : "");
+                  first.kv_heads, " key heads of dimension ", first.head_dim, header.causal ? ", causal" : "",
+                  "; precision ", to_string(precision_of<T>));
 }
 
-json FileInput::about() const {
+template <class T>
+json FileInput<T>::about() const {
     const AttentionFileHeader& header = reader_.header();
-    return {{"kind", "attention tensors"},   {"path", reader_.path().string()},
-            {"causal", header.causal},       {"scale", header.scale ? json(*header.scale) : json()},
-            {"repeats", arguments_.repeats}, {"share_groups", arguments_.share_groups}};
+    return {{"kind", "attention tensors"},
+            {"path", reader_.path().string()},
+            {"causal", header.causal},
+            {"scale", header.scale ? json(*header.scale) : json()},
+            {"precision", to_string(precision_of<T>)},
+            {"repeats", arguments_.repeats},
+            {"share_groups", arguments_.share_groups}};
 }
 
-MemoryParts FileInput::memory() const {
+template <class T>
+MemoryParts FileInput<T>::memory() const {
     const std::int64_t queries = reader_.queries(), keys = reader_.keys();
     std::int64_t tensors = 0, comparison = 0;
     for (std::size_t l = 0; l < layers_.size(); ++l) {
         const AttentionFileLayer& layer = layers_[l];
         const std::int64_t rows = 2 * queries * layer.heads + 2 * keys * layer.kv_heads;
-        tensors = std::max(tensors, rows * layer.head_dim * static_cast<std::int64_t>(sizeof(float)));
-        comparison = std::max(comparison, LayerComparison::bytes(queries, keys, layer.heads, layer.kv_heads,
-                                                                 layer.head_dim, selectors_[l]));
+        tensors = std::max(tensors, rows * layer.head_dim * static_cast<std::int64_t>(sizeof(T)));
+        comparison = std::max(comparison, LayerComparison<T>::bytes(queries, keys, layer.heads, layer.kv_heads,
+                                                                    layer.head_dim, selectors_[l]));
     }
     return {{"query, key, value and output of a layer", tensors}, {"comparison of methods", comparison}};
 }
 
-void FileInput::write(const AttentionFileLayer& layer, const MethodResult& result, AttentionFileWriter& writer) const {
+template <class T>
+void FileInput<T>::write(const AttentionFileLayer& layer, const MethodResult<T>& result,
+                         AttentionFileWriter& writer) const {
     const PrefillExec exec;
-    const auto flat = [&](float* data, std::size_t count) {
-        return to_host(exec, Span1<float, PrefillMem>(data, count));
+    const auto flat = [&]<class V>(V* data, std::size_t count) {
+        return to_host(exec, Span1<V, PrefillMem>(data, count));
     };
     const auto& [out, lse] = result.outputs;
-    const std::vector<float> host_out = flat(out.data(), out.size()), host_lse = flat(lse.data(), lse.size());
+    const std::vector<T> host_out = flat(out.data(), out.size());
+    const std::vector<float> host_lse = flat(lse.data(), lse.size());
     const ModelSelector& method = methods_[result.method];
-    AttentionFileResult<float> stored_result;
+    AttentionFileResult<T> stored_result;
     stored_result.method = group_name(method);
     stored_result.selector = method.text();
     stored_result.out = host_out;
@@ -141,24 +155,25 @@ void FileInput::write(const AttentionFileLayer& layer, const MethodResult& resul
     writer.write_result(layer.layer, stored_result);
 }
 
-std::vector<LayerFigures> FileInput::compare(const AttentionFileLayer& layer, LayerComparison& comparison,
-                                             const Sequences<PrefillMem>& sequences,
-                                             std::optional<AttentionFileWriter>& writer) const {
+template <class T>
+std::vector<LayerFigures> FileInput<T>::compare(const AttentionFileLayer& layer, LayerComparison<T>& comparison,
+                                                const Sequences<PrefillMem>& sequences,
+                                                std::optional<AttentionFileWriter>& writer) const {
     const PrefillExec exec;
     const auto load = [&](AttentionTensor tensor) {
-        return to_device(exec, "SparseAttn::prefill." + name(tensor),
-                         tensor == AttentionTensor::query ? read_scaled_query(reader_, layer.layer)
-                                                          : reader_.read<float>(layer.layer, tensor));
+        const std::vector<float> values = tensor == AttentionTensor::query ? read_scaled_query(reader_, layer.layer)
+                                                                           : reader_.read<float>(layer.layer, tensor);
+        return to_device(exec, "SparseAttn::prefill." + name(tensor), std::vector<T>(values.begin(), values.end()));
     };
-    const auto heads_of = [&](const Array1<float, PrefillMem>& flat, std::int64_t tokens, std::int64_t heads) {
+    const auto heads_of = [&](const Array1<T, PrefillMem>& flat, std::int64_t tokens, std::int64_t heads) {
         const std::size_t d = layer.head_dim;
-        return HeadsView<float, PrefillMem>(flat.data(), Kokkos::LayoutStride(tokens, heads * d, heads, d, d, 1));
+        return HeadsView<T, PrefillMem>(flat.data(), Kokkos::LayoutStride(tokens, heads * d, heads, d, d, 1));
     };
     const auto query = load(AttentionTensor::query), key = load(AttentionTensor::key),
                value = load(AttentionTensor::value);
     const std::int64_t queries = reader_.queries(), keys = reader_.keys();
-    const Array1<float, PrefillMem> out("SparseAttn::prefill.out", query.extent(0));
-    const auto visit = [&](const MethodResult& result) {
+    const Array1<T, PrefillMem> out("SparseAttn::prefill.out", query.extent(0));
+    const auto visit = [&](const MethodResult<T>& result) {
         pictures_->write("", layer.layer, methods_[result.method].text(), sequences, result.layout);
         if (writer) write(layer, result, *writer);
     };
@@ -176,12 +191,13 @@ std::vector<LayerFigures> FileInput::compare(const AttentionFileLayer& layer, La
     }
 }
 
-void FileInput::run(Log& log, const std::function<void(const PrefillComparison&)>& done) {
+template <class T>
+void FileInput<T>::run(Log& log, const std::function<void(const PrefillComparison&)>& done) {
     const AttentionFileHeader& header = reader_.header();
     const Sequences<PrefillMem> sequences(header.query_offsets, header.key_offsets);
     ComparisonOptions options = comparison_options(arguments_);
     options.causal = header.causal;
-    LayerComparison comparison(PrefillExec(), options);
+    LayerComparison<T> comparison(PrefillExec(), options);
     std::optional<AttentionFileWriter> writer;
     if (!arguments_.output.empty()) writer.emplace(arguments_.output, reader_);
 
@@ -206,7 +222,8 @@ void FileInput::run(Log& log, const std::function<void(const PrefillComparison&)
 }  // namespace
 
 std::unique_ptr<PrefillInput> open_prefill_file(const PrefillArguments& arguments, std::vector<ModelSelector> methods) {
-    return std::make_unique<FileInput>(arguments, std::move(methods));
+    if (arguments.precision == "bf16") return std::make_unique<FileInput<bf16>>(arguments, std::move(methods));
+    return std::make_unique<FileInput<float>>(arguments, std::move(methods));
 }
 
 }  // namespace sparseattn::detail

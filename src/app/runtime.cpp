@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -51,6 +52,32 @@ Communicator make_world() {
     return world;
 }
 
+/// Whether the command line or the environment tells Kokkos which device to take.
+[[maybe_unused]] bool chooses_device(const std::vector<std::string>& arguments) {
+    for (const char* name : {"KOKKOS_DEVICE_ID", "KOKKOS_NUM_DEVICES", "KOKKOS_MAP_DEVICE_ID_BY"}) {
+        if (std::getenv(name) != nullptr) return true;
+    }
+    return std::any_of(arguments.begin(), arguments.end(), [](const std::string& argument) {
+        return argument.find("device") != std::string::npos;  // in every spelling of every version
+    });
+}
+
+/// Unless they are told otherwise, the ranks of a node take its devices in turn: older versions of Kokkos would give
+/// all of them the first. Collective.
+void choose_device([[maybe_unused]] std::vector<std::string>& arguments) {
+#if defined(KOKKOS_ENABLE_CUDA)
+    int rank = 0, count = 0;
+    if (mpi_initialised() && !mpi_finalised()) {
+        MPI_Comm node = MPI_COMM_NULL;
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+        MPI_Comm_rank(node, &rank);
+        MPI_Comm_free(&node);
+    }
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count < 2) return;  // Kokkos says what is wrong
+    if (!chooses_device(arguments)) arguments.push_back(concat("--kokkos-device-id=", rank % count));
+#endif
+}
+
 }  // namespace
 
 int launcher_rank() {
@@ -83,10 +110,12 @@ KokkosGuard::KokkosGuard(int argc, const char* const* argv) : started_(!Kokkos::
     // Kokkos takes its options out of the list it gets: give it a copy.
     // Where threads run is the launcher's choice; saying so keeps Kokkos from warning about it in every run.
     setenv("OMP_PROC_BIND", "false", 0);
-    std::vector<std::string> texts = {argc > 0 ? argv[0] : ""};
+    std::vector<std::string> texts;
     for (int i = 1; i < argc; ++i) {
         if (std::string_view(argv[i]).substr(0, 9) == "--kokkos-") texts.emplace_back(argv[i]);
     }
+    choose_device(texts);
+    texts.insert(texts.begin(), argc > 0 ? argv[0] : "");
     std::vector<char*> pointers;
     for (std::string& text : texts) pointers.push_back(text.data());
     pointers.push_back(nullptr);

@@ -218,7 +218,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     });
     SignalRequests signals;
     log->info(concat("SparseAttn ", version_with_commit(), ", ", world.size(), world.size() == 1 ? " rank" : " ranks",
-                     ", run ", options.run_dir.string()));
+                     ", precision ", to_string(options.precision), ", run ", options.run_dir.string()));
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
     const ProcessGrid grid(world, options.seq_parallel_size);
     for (const std::string& line : rank_map(grid)) log->info(line);

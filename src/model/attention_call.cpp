@@ -60,6 +60,7 @@ void backward_call(const AttentionCall<Exec, T>& call, const HeadsView<const T, 
                                 const AttentionGradients<T, EXEC::memory_space>&,                             \
                                 const Span1<float, EXEC::memory_space>&);
 SPARSEATTN_ATTENTION_CALL(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_ATTENTION_CALL(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_ATTENTION_CALL(Kokkos::DefaultExecutionSpace, double)
 
 }  // namespace sparseattn::detail

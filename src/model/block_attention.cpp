@@ -28,11 +28,12 @@ std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, b
         const std::int64_t rows = query_rows / tile + 2 * config.num_attention_heads;  // of the grid, all heads
         const std::int64_t threads = concurrency(Exec()), lists = 16 * rows + pass.tokens + slack;
         const std::int64_t forward = 2 * key_rows * d + threads * (5 * tile * d + tile * tile + 8 * tile);
-        const std::int64_t backward = scalars + threads * (12 * tile * d + 2 * tile * tile + 8 * tile);
+        const std::int64_t sums = std::is_same_v<T, bf16> ? query_rows * d : 0;  // the query's gradient in float
+        const std::int64_t backward = scalars + sums + threads * (12 * tile * d + 2 * tile * tile + 8 * tile);
         const std::int64_t floats = pass.training ? std::max(forward, backward) : forward;
-        return static_cast<std::int64_t>(sizeof(T)) * floats + lists;
+        return static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * floats + lists;
     } else {
-        return pass.training ? static_cast<std::int64_t>(sizeof(T)) * scalars + slack : slack;
+        return pass.training ? static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * scalars + slack : slack;
     }
 }
 
@@ -136,6 +137,7 @@ auto PlannedAttention<Exec, T>::backward_plan(const Exec& exec, const LayerInput
     template class BlockAttention<Kokkos::DefaultExecutionSpace, T>; \
     template class PlannedAttention<Kokkos::DefaultExecutionSpace, T>;
 SPARSEATTN_BLOCK_ATTENTION(float)
+SPARSEATTN_BLOCK_ATTENTION(bf16)
 SPARSEATTN_BLOCK_ATTENTION(double)
 
 }  // namespace sparseattn

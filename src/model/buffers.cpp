@@ -1,6 +1,7 @@
 #include "sparseattn/model/detail/buffers.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "sparseattn/model/detail/cutter.hpp"
 #include "sparseattn/model/detail/layers.hpp"
@@ -22,21 +23,27 @@ LayerBuffers<T, Mem> cut_layer(Cutter<Mem>& cut, const ModelConfig& config, cons
 
 template <class T, class Mem>
 ScratchBuffers<T, Mem> cut_scratch(Cutter<Mem>& cut, const ModelConfig& config, const BufferShape& shape) {
-    const std::int64_t n = shape.tokens;
+    using A = accumulate_t<T>;
+    const std::int64_t n = shape.tokens, block = std::min<std::int64_t>(shape.loss_block, n);
     ScratchBuffers<T, Mem> scratch;
-    scratch.cosine = cut.template take<T>(n, config.head_dim / 2);
-    scratch.sine = cut.template take<T>(n, config.head_dim / 2);
+    scratch.cosine = cut.template take<A>(n, config.head_dim / 2);
+    scratch.sine = cut.template take<A>(n, config.head_dim / 2);
     scratch.normed = cut.template take<T>(n, config.hidden_size);
     scratch.act = cut.template take<T>(n, config.intermediate_size);
-    scratch.logits = cut.template take<T>(std::min<std::int64_t>(shape.loss_block, n), config.vocab_size);
-    scratch.losses = cut.template take<T>(n);
+    scratch.logits = cut.template take<A>(block, config.vocab_size);
+    scratch.losses = cut.template take<A>(n);
     scratch.loss_sums = cut.template take<double>(loss_chunks(n));
     scratch.first_bad = cut.template take<std::int32_t>(1);
     if (shape.training) {
         scratch.stream = cut.template take<T>(n, config.hidden_size);
         scratch.dattention = cut.template take<T>(n, config.query_size());
         scratch.dqkv = cut.template take<T>(n, config.qkv_size());
-        scratch.norm_partial = cut.template take<T>(norm_chunks(n) * std::max(config.hidden_size, config.head_dim));
+        if constexpr (std::is_same_v<T, A>) {
+            scratch.dlogits = scratch.logits;
+        } else {
+            scratch.dlogits = cut.template take<T>(block, config.vocab_size);
+        }
+        scratch.norm_partial = cut.template take<A>(norm_chunks(n) * std::max(config.hidden_size, config.head_dim));
     }
     return scratch;
 }
@@ -61,10 +68,11 @@ DecoderBuffers<T, Mem> cut_buffers(const ModelConfig& config, const BufferShape&
     return buffers;
 }
 
-template DecoderBuffers<float, Kokkos::DefaultExecutionSpace::memory_space> cut_buffers(const ModelConfig&,
-                                                                                        const BufferShape&, std::byte*);
-template DecoderBuffers<double, Kokkos::DefaultExecutionSpace::memory_space> cut_buffers(const ModelConfig&,
-                                                                                         const BufferShape&,
-                                                                                         std::byte*);
+#define SPARSEATTN_BUFFERS(T)                                                            \
+    template DecoderBuffers<T, Kokkos::DefaultExecutionSpace::memory_space> cut_buffers( \
+        const ModelConfig&, const BufferShape&, std::byte*);
+SPARSEATTN_BUFFERS(float)
+SPARSEATTN_BUFFERS(bf16)
+SPARSEATTN_BUFFERS(double)
 
 }  // namespace sparseattn::detail

@@ -80,5 +80,6 @@ void CaptureAttention<Exec, T>::commit() {
 }
 
 template class CaptureAttention<Kokkos::DefaultExecutionSpace, float>;
+template class CaptureAttention<Kokkos::DefaultExecutionSpace, bf16>;
 
 }  // namespace sparseattn

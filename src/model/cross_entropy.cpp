@@ -27,28 +27,32 @@ void cross_entropy(const Exec& exec, const Span2<const T, typename Exec::memory_
 }
 
 template <class Exec, class T>
-void cross_entropy_and_gradient(const Exec& exec, const Span2<T, typename Exec::memory_space>& logits,
-                                const Span1<const std::int32_t, typename Exec::memory_space>& labels, T scale,
-                                const Span1<T, typename Exec::memory_space>& losses) {
+void cross_entropy_and_gradient(const Exec& exec, const Span2<accumulate_t<T>, typename Exec::memory_space>& logits,
+                                const Span1<const std::int32_t, typename Exec::memory_space>& labels,
+                                accumulate_t<T> scale,
+                                const Span1<accumulate_t<T>, typename Exec::memory_space>& losses,
+                                const Span2<T, typename Exec::memory_space>& gradient) {
+    using A = accumulate_t<T>;
     const Region region("SparseAttn::cross_entropy_and_gradient");
     const int n = static_cast<int>(logits.extent(1));
     for_each_row(
         exec, "SparseAttn::cross_entropy_and_gradient", static_cast<std::int64_t>(logits.extent(0)),
         KOKKOS_LAMBDA(const RowTeam<Exec>& team, std::int64_t r) {
-            T* row = &logits(r, 0);
+            A* row = &logits(r, 0);
+            T* to = &gradient(r, 0);
             const std::int32_t label = labels(r);
             if (label < 0 || label >= n) {
-                losses(r) = T(0);
-                for_columns(team, n, [=](int i) { row[i] = T(0); });
+                losses(r) = A(0);
+                for_columns(team, n, [=](int i) { to[i] = T(A(0)); });
                 return;
             }
-            const T largest = max_columns<T>(team, n, [=](int i) { return row[i]; });
-            const T wanted = row[label];
+            const A largest = max_columns<A>(team, n, [=](int i) { return row[i]; });
+            const A wanted = row[label];
             for_columns(team, n, [=](int i) { row[i] = exponential(row[i] - largest); });
-            const T sum = sum_columns<T>(team, n, [=](int i) { return row[i]; });
+            const A sum = sum_columns<A>(team, n, [=](int i) { return row[i]; });
             losses(r) = math::log(sum) + largest - wanted;
-            const T factor = scale / sum;
-            for_columns(team, n, [=](int i) { row[i] = row[i] * factor - (i == label ? scale : T(0)); });
+            const A factor = scale / sum;
+            for_columns(team, n, [=](int i) { to[i] = T(row[i] * factor - (i == label ? scale : A(0))); });
         });
 }
 
@@ -67,16 +71,21 @@ void sum_losses(const Exec& exec, const Span1<const T, typename Exec::memory_spa
         });
 }
 
-#define SPARSEATTN_CROSS_ENTROPY(EXEC, T)                                                                      \
-    template void cross_entropy(const EXEC&, const Span2<const T, typename EXEC::memory_space>&,               \
-                                const Span1<const std::int32_t, typename EXEC::memory_space>&,                 \
-                                const Span1<T, typename EXEC::memory_space>&);                                 \
-    template void cross_entropy_and_gradient(const EXEC&, const Span2<T, typename EXEC::memory_space>&,        \
-                                             const Span1<const std::int32_t, typename EXEC::memory_space>&, T, \
-                                             const Span1<T, typename EXEC::memory_space>&);                    \
-    template void sum_losses(const EXEC&, const Span1<const T, typename EXEC::memory_space>&,                  \
+#define SPARSEATTN_CROSS_ENTROPY(EXEC, A)                                                        \
+    template void cross_entropy(const EXEC&, const Span2<const A, typename EXEC::memory_space>&, \
+                                const Span1<const std::int32_t, typename EXEC::memory_space>&,   \
+                                const Span1<A, typename EXEC::memory_space>&);                   \
+    template void sum_losses(const EXEC&, const Span1<const A, typename EXEC::memory_space>&,    \
                              const Span1<double, typename EXEC::memory_space>&);
+#define SPARSEATTN_CROSS_ENTROPY_GRADIENT(EXEC, T)                                      \
+    template void cross_entropy_and_gradient(                                           \
+        const EXEC&, const Span2<accumulate_t<T>, typename EXEC::memory_space>&,        \
+        const Span1<const std::int32_t, typename EXEC::memory_space>&, accumulate_t<T>, \
+        const Span1<accumulate_t<T>, typename EXEC::memory_space>&, const Span2<T, typename EXEC::memory_space>&);
 SPARSEATTN_CROSS_ENTROPY(Kokkos::DefaultExecutionSpace, float)
 SPARSEATTN_CROSS_ENTROPY(Kokkos::DefaultExecutionSpace, double)
+SPARSEATTN_CROSS_ENTROPY_GRADIENT(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_CROSS_ENTROPY_GRADIENT(Kokkos::DefaultExecutionSpace, bf16)
+SPARSEATTN_CROSS_ENTROPY_GRADIENT(Kokkos::DefaultExecutionSpace, double)
 
 }  // namespace sparseattn::detail

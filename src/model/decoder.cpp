@@ -58,7 +58,8 @@ struct Decoder<Exec, T>::State {
     Array1<std::byte, Mem> memory;
     detail::BufferShape shape;
     detail::DecoderBuffers<T, Mem> buffers;
-    PlannedAttention<Exec, T> planned;  // of the calls with a plan
+    std::unique_ptr<Workspace<Mem>> workspace = std::make_unique<Workspace<Mem>>();  // of the products
+    PlannedAttention<Exec, T> planned;                                               // of the calls with a plan
 
     template <class U>
     Span2<U, Mem> vocabulary_matrix(const Span1<U, Mem>& flat, std::int64_t offset) const {
@@ -82,7 +83,7 @@ struct Decoder<Exec, T>::State {
     }
 
     void check_logits(const Batch<Mem>& batch, const std::vector<std::int32_t>& tokens,
-                      const Span2<T, Mem>& logits) const {
+                      const Span2<Accumulate, Mem>& logits) const {
         const std::int64_t count = batch.sequences.queries(), wanted = static_cast<std::int64_t>(tokens.size());
         if (tokens.empty() && logits.size() == 0) return;
         require_extent("logits", logits, wanted, "tokens.size()");
@@ -96,6 +97,10 @@ struct Decoder<Exec, T>::State {
 
     void prepare(const detail::BufferShape& wanted, LayerAttention<Exec, T>& attention) {
         attention.prepare(config, pass_of(wanted));
+        // Here, so that no product of the pass makes it grow.
+        if (const std::size_t bytes = product_bytes(wanted); bytes > 0) {
+            typename Workspace<Mem>::Frame(*workspace).template take<std::byte>(bytes);
+        }
         if (wanted == shape && memory.extent(0) > 0) return;
         const std::size_t bytes = detail::cut_buffers<T, Mem>(config, wanted, nullptr).bytes;
         if (bytes > memory.extent(0)) {
@@ -107,6 +112,28 @@ struct Decoder<Exec, T>::State {
         shape = wanted;
     }
 
+    // Workspace of the largest product.
+    std::size_t product_bytes(const detail::BufferShape& wanted) const {
+        const auto tokens = static_cast<std::size_t>(wanted.tokens),
+                   hidden = static_cast<std::size_t>(config.hidden_size),
+                   inner = static_cast<std::size_t>(config.intermediate_size),
+                   query = static_cast<std::size_t>(config.query_size()),
+                   vocabulary = static_cast<std::size_t>(config.vocab_size);
+        std::size_t most = 0;
+        const auto add = [&](std::size_t rows, std::size_t in, std::size_t out) {
+            most = std::max(most, detail::gemm_workspace<Exec, T>(rows, out, in));
+            if (!wanted.training) return;
+            most = std::max(most, detail::gemm_workspace<Exec, T>(rows, in, out));  // dx
+            most = std::max(most, detail::gemm_workspace<Exec, T>(out, in, rows));  // dw
+        };
+        add(tokens, hidden, static_cast<std::size_t>(config.qkv_size()));
+        add(tokens, query, hidden);
+        add(tokens, hidden, 2 * inner);
+        add(tokens, inner, hidden);
+        add(std::min(static_cast<std::size_t>(wanted.loss_block), tokens), hidden, vocabulary);
+        return most;
+    }
+
     static PassShape pass_of(const detail::BufferShape& shape) {
         return {shape.tokens, shape.training, shape.recompute};
     }
@@ -114,7 +141,8 @@ struct Decoder<Exec, T>::State {
     detail::LayerCall<Exec, T> layer_call(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                                           const Span1<const T, Mem>& parameters, int l) {
         return {exec,      config,     batch.sequences,   attention,        l,
-                layers[l], parameters, buffers.inputs[l], buffers.layer(l), buffers.scratch};
+                layers[l], parameters, buffers.inputs[l], buffers.layer(l), buffers.scratch,
+                *workspace};
     }
 
     // Up to the residual stream after the last layer.
@@ -122,7 +150,7 @@ struct Decoder<Exec, T>::State {
         const Region region("SparseAttn::decoder_forward");
         const auto& scratch = buffers.scratch;
         detail::check_batch<Exec>(exec, batch.tokens, batch.labels, config.vocab_size, scratch.first_bad);
-        detail::rotary_table<Exec, T>(exec, batch.positions, config.rope_theta, scratch.cosine, scratch.sine);
+        detail::rotary_table<Exec, Accumulate>(exec, batch.positions, config.rope_theta, scratch.cosine, scratch.sine);
         detail::embedding<Exec, T>(exec, batch.tokens, vocabulary_matrix(parameters, embedding), buffers.inputs[0]);
         for (int l = 0; l < config.num_hidden_layers; ++l) {
             detail::layer_forward<Exec, T>(layer_call(batch, attention, parameters, l), buffers.inputs[l + 1]);
@@ -141,18 +169,18 @@ struct Decoder<Exec, T>::State {
             const std::int64_t count = std::min(block, tokens - begin);
             const auto rows = row_block(scratch.normed, begin, count);
             const auto logits = row_block(scratch.logits, 0, count);
-            detail::gemm<Exec, T>(exec, Op::none, Op::transpose, T(1), rows, vocabulary_matrix(parameters, head), T(0),
-                                  logits);
+            detail::gemm<Exec, T, Accumulate>(exec, Op::none, Op::transpose, 1, rows,
+                                              vocabulary_matrix(parameters, head), 0, logits, *workspace);
             body(rows, logits,
                  Span1<const std::int32_t, Mem>(batch.labels.data() + begin, static_cast<std::size_t>(count)),
-                 Span1<T, Mem>(scratch.losses.data() + begin, static_cast<std::size_t>(count)));
+                 Span1<Accumulate, Mem>(scratch.losses.data() + begin, static_cast<std::size_t>(count)));
         }
     }
 
     // Brings the sum of the losses to the host; the one wait of a call.
     double finish(const Batch<Mem>& batch) {
         const auto& scratch = buffers.scratch;
-        detail::sum_losses<Exec, T>(exec, scratch.losses, scratch.loss_sums);
+        detail::sum_losses<Exec, Accumulate>(exec, scratch.losses, scratch.loss_sums);
         std::vector<double> sums(scratch.loss_sums.extent(0));
         std::int32_t first_bad = 0;
         const auto copy = [&](auto* to, const auto& from) {
@@ -179,7 +207,7 @@ struct Decoder<Exec, T>::State {
     }
 
     void backward(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention, const Span1<const T, Mem>& parameters,
-                  const Span1<T, Mem>& gradients, const GradientsFinal& final) {
+                  const Span1<Accumulate, Mem>& gradients, const GradientsFinal& final) {
         const Region region("SparseAttn::decoder_backward");
         const auto& scratch = buffers.scratch;
         const auto completed = [&](std::int64_t begin) {
@@ -208,7 +236,7 @@ struct Decoder<Exec, T>::State {
         const auto counted = detail::cut_buffers<T, Mem>(config, wanted, nullptr);
         MemoryPlan plan;
         plan.activations = static_cast<std::int64_t>(counted.activation_bytes) + attention.saved;
-        plan.workspace = static_cast<std::int64_t>(counted.bytes - counted.activation_bytes);
+        plan.workspace = static_cast<std::int64_t>(counted.bytes - counted.activation_bytes + product_bytes(wanted));
         plan.attention = attention.workspace;
         return plan;
     }
@@ -252,7 +280,8 @@ void Decoder<Exec, T>::initialise(const Exec& exec, const ModelConfig& config, s
             "SparseAttn::initialise",
             Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, info.offset, info.offset + info.count),
             KOKKOS_LAMBDA(std::int64_t i) {
-                parameters(i) = norm ? T(1) : static_cast<T>(deviation * random.normal(static_cast<std::uint64_t>(i)));
+                parameters(i) =
+                    norm ? T(1.0F) : static_cast<T>(deviation * random.normal(static_cast<std::uint64_t>(i)));
             });
     }
 }
@@ -266,7 +295,7 @@ double Decoder<Exec, T>::loss(const Batch<Mem>& batch, LayerAttention<Exec, T>& 
 template <class Exec, class T>
 double Decoder<Exec, T>::loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                                          const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
-                                         const Span2<T, Mem>& logits, int loss_block) {
+                                         const Span2<Accumulate, Mem>& logits, int loss_block) {
     const Region region("SparseAttn::loss");
     State& s = *state_;
     s.check(batch, parameters, loss_block);
@@ -275,13 +304,14 @@ double Decoder<Exec, T>::loss_and_logits(const Batch<Mem>& batch, LayerAttention
     s.prepare({batch.sequences.queries(), false, false, loss_block}, attention);
     s.forward(batch, attention, parameters);
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-        detail::gemm<Exec, T>(s.exec, Op::none, Op::transpose, T(1), row_block(s.buffers.scratch.normed, tokens[i], 1),
-                              s.vocabulary_matrix(parameters, s.head), T(0),
-                              row_block(logits, static_cast<std::int64_t>(i), 1));
+        detail::gemm<Exec, T, Accumulate>(s.exec, Op::none, Op::transpose, 1,
+                                          row_block(s.buffers.scratch.normed, tokens[i], 1),
+                                          s.vocabulary_matrix(parameters, s.head), 0,
+                                          row_block(logits, static_cast<std::int64_t>(i), 1), *s.workspace);
     }
     s.for_each_loss_block(batch, parameters,
                           [&](const auto&, const auto& block, const auto& labels, const auto& losses) {
-                              detail::cross_entropy<Exec, T>(s.exec, block, labels, losses);
+                              detail::cross_entropy<Exec, Accumulate>(s.exec, block, labels, losses);
                           });
     return s.finish(batch);
 }
@@ -295,8 +325,8 @@ double Decoder<Exec, T>::loss(const Batch<Mem>& batch, const AttentionPlan<Mem>&
 
 template <class Exec, class T>
 double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
-                                            const Span1<const T, Mem>& parameters, T scale,
-                                            const Span1<T, Mem>& gradients, const TrainingMemory& memory,
+                                            const Span1<const T, Mem>& parameters, Accumulate scale,
+                                            const Span1<Accumulate, Mem>& gradients, const TrainingMemory& memory,
                                             const GradientsFinal& final) {
     const Region region("SparseAttn::loss_and_gradients");
     State& s = *state_;
@@ -305,22 +335,23 @@ double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, LayerAttent
     if (batch.sequences.queries() == 0) return 0;
     s.prepare({batch.sequences.queries(), true, memory.recompute_layers, memory.loss_block}, attention);
     s.forward(batch, attention, parameters);
-    s.for_each_loss_block(batch, parameters,
-                          [&](const auto& rows, const auto& logits, const auto& labels, const auto& losses) {
-                              detail::cross_entropy_and_gradient<Exec, T>(s.exec, logits, labels, scale, losses);
-                              detail::gemm<Exec, T>(s.exec, Op::transpose, Op::none, T(1), logits, rows, T(1),
-                                                    s.vocabulary_matrix(gradients, s.head));
-                              detail::gemm<Exec, T>(s.exec, Op::none, Op::none, T(1), logits,
-                                                    s.vocabulary_matrix(parameters, s.head), T(0), rows);
-                          });
+    s.for_each_loss_block(
+        batch, parameters, [&](const auto& rows, const auto& logits, const auto& labels, const auto& losses) {
+            const auto dlogits = row_block(s.buffers.scratch.dlogits, 0, labels.size());
+            detail::cross_entropy_and_gradient<Exec, T>(s.exec, logits, labels, scale, losses, dlogits);
+            detail::gemm<Exec, T, Accumulate>(s.exec, Op::transpose, Op::none, 1, dlogits, rows, 1,
+                                              s.vocabulary_matrix(gradients, s.head), *s.workspace);
+            detail::gemm<Exec, T, T>(s.exec, Op::none, Op::none, 1, dlogits, s.vocabulary_matrix(parameters, s.head), 0,
+                                     rows, *s.workspace);
+        });
     s.backward(batch, attention, parameters, gradients, final);
     return s.finish(batch);
 }
 
 template <class Exec, class T>
 double Decoder<Exec, T>::loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
-                                            const Span1<const T, Mem>& parameters, T scale,
-                                            const Span1<T, Mem>& gradients, const Span2<float, Mem>& dgate,
+                                            const Span1<const T, Mem>& parameters, Accumulate scale,
+                                            const Span1<Accumulate, Mem>& gradients, const Span2<float, Mem>& dgate,
                                             const TrainingMemory& memory) {
     state_->planned.set(plan, dgate);
     return loss_and_gradients(batch, state_->planned, parameters, scale, gradients, memory);
@@ -355,10 +386,12 @@ MemoryPlan Decoder<Exec, T>::memory_plan(std::int64_t tokens, bool gated, bool t
 }
 template <class Exec, class T>
 std::int64_t Decoder<Exec, T>::allocated() const {
-    return static_cast<std::int64_t>(state_->memory.extent(0)) + state_->planned.allocated();
+    return static_cast<std::int64_t>(state_->memory.extent(0) + state_->workspace->capacity()) +
+           state_->planned.allocated();
 }
 
 template class Decoder<Kokkos::DefaultExecutionSpace, float>;
+template class Decoder<Kokkos::DefaultExecutionSpace, bf16>;
 template class Decoder<Kokkos::DefaultExecutionSpace, double>;
 
 }  // namespace sparseattn

@@ -63,7 +63,8 @@ void attention(const LayerCall<Exec, T>& call) {
 
 // From scratch.dattention to scratch.dqkv.
 template <class Exec, class T>
-void attention_gradients(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients) {
+void attention_gradients(const LayerCall<Exec, T>& call,
+                         const Span1<accumulate_t<T>, typename Exec::memory_space>& gradients) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::model.attention_backward");
     const AttentionViews<Exec, T> views(call);
@@ -89,31 +90,31 @@ void attention_gradients(const LayerCall<Exec, T>& call, const Span1<T, typename
 
 // y (+)= x w^T, with w [out, in] at `offset` of the parameters.
 template <class Exec, class T>
-void linear(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& x, std::int64_t offset, T beta,
-            const Span2<T, typename Exec::memory_space>& y) {
-    gemm<Exec, T>(call.exec, Op::none, Op::transpose, T(1), x,
-                  matrix(call.parameters, offset, y.extent(1), x.extent(1)), beta, y);
+void linear(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& x, std::int64_t offset,
+            accumulate_t<T> beta, const Span2<T, typename Exec::memory_space>& y) {
+    gemm<Exec, T, T>(call.exec, Op::none, Op::transpose, 1, x,
+                     matrix(call.parameters, offset, y.extent(1), x.extent(1)), beta, y, call.workspace);
 }
 // dx = dy w.
 template <class Exec, class T>
 void linear_input_gradient(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& dy,
                            std::int64_t offset, const Span2<T, typename Exec::memory_space>& dx) {
-    gemm<Exec, T>(call.exec, Op::none, Op::none, T(1), dy, matrix(call.parameters, offset, dy.extent(1), dx.extent(1)),
-                  T(0), dx);
+    gemm<Exec, T, T>(call.exec, Op::none, Op::none, 1, dy, matrix(call.parameters, offset, dy.extent(1), dx.extent(1)),
+                     0, dx, call.workspace);
 }
 // dw += dy^T x.
 template <class Exec, class T>
 void linear_weight_gradient(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& dy,
                             const Span2<T, typename Exec::memory_space>& x, std::int64_t offset,
-                            const Span1<T, typename Exec::memory_space>& gradients) {
-    gemm<Exec, T>(call.exec, Op::transpose, Op::none, T(1), dy, x, T(1),
-                  matrix(gradients, offset, dy.extent(1), x.extent(1)));
+                            const Span1<accumulate_t<T>, typename Exec::memory_space>& gradients) {
+    gemm<Exec, T, accumulate_t<T>>(call.exec, Op::transpose, Op::none, 1, dy, x, 1,
+                                   matrix(gradients, offset, dy.extent(1), x.extent(1)), call.workspace);
 }
 
 // Backward of normed = norm(x) where scratch.normed holds d(normed) and becomes normed; adds to the stream.
 template <class Exec, class T>
 void norm_gradients(const LayerCall<Exec, T>& call, const Span2<T, typename Exec::memory_space>& x, std::int64_t offset,
-                    const Span1<T, typename Exec::memory_space>& gradients) {
+                    const Span1<accumulate_t<T>, typename Exec::memory_space>& gradients) {
     const int hidden = call.config.hidden_size;
     rms_norm_backward<Exec, T>(call.exec, NormBackward::add_to_dx, as_heads(x), vector(call.parameters, offset, hidden),
                                call.config.rms_norm_eps, as_heads(call.scratch.normed), call.scratch.stream,
@@ -148,20 +149,21 @@ void layer_forward(const LayerCall<Exec, T>& call, const Span2<T, typename Exec:
     // Each norm also starts the next residual sum, to which the product at the end of the half layer adds.
     rms_norm<Exec, T>(call.exec, as_heads(call.input), vector(call.parameters, call.offsets.input_norm, hidden),
                       call.config.rms_norm_eps, as_heads(scratch.normed), saved.middle);
-    linear(call, scratch.normed, call.offsets.qkv, T(0), saved.qkv);
+    linear(call, scratch.normed, call.offsets.qkv, 0, saved.qkv);
     attention(call);
-    linear(call, saved.attention, call.offsets.o, T(1), saved.middle);
+    linear(call, saved.attention, call.offsets.o, 1, saved.middle);
 
     rms_norm<Exec, T>(call.exec, as_heads(saved.middle), vector(call.parameters, call.offsets.post_norm, hidden),
                       call.config.rms_norm_eps, as_heads(scratch.normed), output);
-    linear(call, scratch.normed, call.offsets.gate_up, T(0), saved.gate_up);
+    linear(call, scratch.normed, call.offsets.gate_up, 0, saved.gate_up);
     if (output.extent(0) == 0) return;
     swiglu<Exec, T>(call.exec, saved.gate_up, scratch.act);
-    linear(call, scratch.act, call.offsets.down, T(1), output);
+    linear(call, scratch.act, call.offsets.down, 1, output);
 }
 
 template <class Exec, class T>
-void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients) {
+void layer_backward(const LayerCall<Exec, T>& call,
+                    const Span1<accumulate_t<T>, typename Exec::memory_space>& gradients) {
     const Region region("SparseAttn::layer_backward");
     const auto& saved = call.saved;
     const auto& scratch = call.scratch;
@@ -182,8 +184,9 @@ void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec
 
 #define SPARSEATTN_LAYER(EXEC, T)                                                                         \
     template void layer_forward(const LayerCall<EXEC, T>&, const Span2<T, typename EXEC::memory_space>&); \
-    template void layer_backward(const LayerCall<EXEC, T>&, const Span1<T, typename EXEC::memory_space>&);
+    template void layer_backward(const LayerCall<EXEC, T>&, const Span1<accumulate_t<T>, typename EXEC::memory_space>&);
 SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_LAYER(Kokkos::DefaultExecutionSpace, double)
 
 }  // namespace sparseattn::detail

@@ -21,26 +21,29 @@ void embedding(const Exec& exec, const Span1<const std::int32_t, typename Exec::
         });
 }
 
-// Each work item owns some columns of the whole table, so that equal tokens never meet in two threads.
+// Each work item owns some columns of some of the table's rows, so that equal tokens never meet in two threads. On a
+// device, where one walk over all tokens would be a chain of memory accesses, 64 of them share a column.
 template <class Exec, class T>
 void embedding_backward(const Exec& exec, const Span1<const std::int32_t, typename Exec::memory_space>& tokens,
                         const Span2<const T, typename Exec::memory_space>& dx,
-                        const Span2<T, typename Exec::memory_space>& dtable) {
+                        const Span2<accumulate_t<T>, typename Exec::memory_space>& dtable) {
+    using A = accumulate_t<T>;
     const Region region("SparseAttn::embedding_backward");
     const int n = static_cast<int>(dx.extent(1));
     const auto vocabulary = static_cast<std::int32_t>(dtable.extent(0));
     const std::int64_t count = static_cast<std::int64_t>(tokens.extent(0));
-    constexpr int width = column_block<Exec>;
+    constexpr int width = column_block<Exec>, parts = on_host<Exec> ? 1 : 64;
+    const int blocks = (n + width - 1) / width;
     Kokkos::parallel_for(
-        "SparseAttn::embedding_backward", Kokkos::RangePolicy<Exec>(exec, 0, (n + width - 1) / width),
-        KOKKOS_LAMBDA(int block) {
-            const int begin = block * width, end = begin + width < n ? begin + width : n;
+        "SparseAttn::embedding_backward", Kokkos::RangePolicy<Exec>(exec, 0, blocks * parts), KOKKOS_LAMBDA(int item) {
+            const int part = item / blocks, begin = item % blocks * width;
+            const int end = begin + width < n ? begin + width : n;
             for (std::int64_t t = 0; t < count; ++t) {
                 const std::int32_t token = tokens(t);
-                if (token < 0 || token >= vocabulary) continue;
+                if (token < 0 || token >= vocabulary || token % parts != part) continue;
                 const T* from = &dx(t, begin);
-                T* to = &dtable(token, begin);
-                for (int i = 0; i < end - begin; ++i) to[i] += from[i];
+                A* to = &dtable(token, begin);
+                for (int i = 0; i < end - begin; ++i) to[i] += A(from[i]);
             }
         });
 }
@@ -68,8 +71,9 @@ void check_batch(const Exec& exec, const Span1<const std::int32_t, typename Exec
                             const Span2<T, typename EXEC::memory_space>&);                                       \
     template void embedding_backward(const EXEC&, const Span1<const std::int32_t, typename EXEC::memory_space>&, \
                                      const Span2<const T, typename EXEC::memory_space>&,                         \
-                                     const Span2<T, typename EXEC::memory_space>&);
+                                     const Span2<accumulate_t<T>, typename EXEC::memory_space>&);
 SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_EMBEDDING(Kokkos::DefaultExecutionSpace, double)
 template void check_batch(const Kokkos::DefaultExecutionSpace&,
                           const Span1<const std::int32_t, typename Kokkos::DefaultExecutionSpace::memory_space>&,

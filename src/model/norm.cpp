@@ -5,28 +5,28 @@
 namespace sparseattn::detail {
 namespace {
 
-template <class T, class Team>
-KOKKOS_INLINE_FUNCTION T inverse_rms(const Team& team, const T* x, int n, T eps) {
-    const T squares = sum_columns<T>(team, n, [=](int i) { return x[i] * x[i]; });
-    return T(1) / math::sqrt(squares / T(n) + eps);
+template <class T, class Team, class A = accumulate_t<T>>
+KOKKOS_INLINE_FUNCTION A inverse_rms(const Team& team, const T* x, int n, A eps) {
+    const A squares = sum_columns<A>(team, n, [=](int i) { return A(x[i]) * A(x[i]); });
+    return A(1) / math::sqrt(squares / A(n) + eps);
 }
 
 // One row: x, its gradients and the weight gradient's partial sums.
-template <NormBackward mode, class T, class Team>
-KOKKOS_INLINE_FUNCTION void backward_row(const Team& team, const T* x, const T* weight, int n, T eps, T* gradient,
-                                         T* dx, T* partial) {
-    const T r = inverse_rms(team, x, n, eps);
-    const T dot = sum_columns<T>(team, n, [=](int i) { return weight[i] * gradient[i] * x[i]; });
-    const T along = dot * r * r * r / T(n);
+template <NormBackward mode, class T, class Team, class A = accumulate_t<T>>
+KOKKOS_INLINE_FUNCTION void backward_row(const Team& team, const T* x, const T* weight, int n, A eps, T* gradient,
+                                         T* dx, A* partial) {
+    const A r = inverse_rms(team, x, n, eps);
+    const A dot = sum_columns<A>(team, n, [=](int i) { return A(weight[i]) * A(gradient[i]) * A(x[i]); });
+    const A along = dot * r * r * r / A(n);
     for_columns(team, n, [=](int i) {
-        const T normed = x[i] * r, dy = gradient[i];
-        const T through = r * weight[i] * dy - along * x[i];
+        const A normed = A(x[i]) * r, dy = gradient[i], w = weight[i];
+        const A through = r * w * dy - along * A(x[i]);
         partial[i] += dy * normed;
         if constexpr (mode == NormBackward::in_place) {
-            gradient[i] = through;
+            gradient[i] = T(through);
         } else {
-            gradient[i] = weight[i] * normed;
-            dx[i] = mode == NormBackward::add_to_dx ? dx[i] + through : through;
+            gradient[i] = T(w * normed);
+            dx[i] = T(mode == NormBackward::add_to_dx ? A(dx[i]) + through : through);
         }
     });
 }
@@ -36,19 +36,20 @@ void backward_rows(const Exec& exec, const HeadsView<const T, typename Exec::mem
                    const Span1<const T, typename Exec::memory_space>& weight, double eps,
                    const HeadsView<T, typename Exec::memory_space>& gradient,
                    const Span2<T, typename Exec::memory_space>& dx,
-                   const Span1<T, typename Exec::memory_space>& partial) {
+                   const Span1<accumulate_t<T>, typename Exec::memory_space>& partial) {
+    using A = accumulate_t<T>;
     const std::int64_t tokens = static_cast<std::int64_t>(x.extent(0));
     const int heads = static_cast<int>(x.extent(1)), n = static_cast<int>(x.extent(2));
     for_each_row(
         exec, "SparseAttn::rms_norm_backward", norm_chunks(tokens),
         KOKKOS_LAMBDA(const RowTeam<Exec>& team, std::int64_t chunk) {
-            T* sums = partial.data() + chunk * n;
-            for_columns(team, n, [=](int i) { sums[i] = T(0); });
+            A* sums = partial.data() + chunk * n;
+            for_columns(team, n, [=](int i) { sums[i] = A(0); });
             const std::int64_t end = (chunk + 1) * norm_chunk < tokens ? (chunk + 1) * norm_chunk : tokens;
             for (std::int64_t t = chunk * norm_chunk; t < end; ++t) {
                 for (int h = 0; h < heads; ++h) {
                     T* const dx_row = mode == NormBackward::in_place ? nullptr : &dx(t, 0);
-                    backward_row<mode>(team, &x(t, h, 0), weight.data(), n, static_cast<T>(eps), &gradient(t, h, 0),
+                    backward_row<mode>(team, &x(t, h, 0), weight.data(), n, static_cast<A>(eps), &gradient(t, h, 0),
                                        dx_row, sums);
                 }
             }
@@ -61,6 +62,7 @@ template <class Exec, class T>
 void rms_norm(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x,
               const Span1<const T, typename Exec::memory_space>& weight, double eps,
               const HeadsView<T, typename Exec::memory_space>& y, const Span2<T, typename Exec::memory_space>& copy) {
+    using A = accumulate_t<T>;
     const Region region("SparseAttn::rms_norm");
     const std::int64_t tokens = static_cast<std::int64_t>(x.extent(0));
     const int heads = static_cast<int>(x.extent(1)), n = static_cast<int>(x.extent(2));
@@ -72,15 +74,15 @@ void rms_norm(const Exec& exec, const HeadsView<const T, typename Exec::memory_s
             const T* from = &x(t, h, 0);
             const T* scale = weight.data();
             T* to = &y(t, h, 0);
-            const T r = inverse_rms(team, from, n, static_cast<T>(eps));
+            const A r = inverse_rms(team, from, n, static_cast<A>(eps));
             if (copies) {
                 T* second = &copy(t, 0);
                 for_columns(team, n, [=](int i) {
-                    to[i] = scale[i] * (from[i] * r);
+                    to[i] = T(A(scale[i]) * (A(from[i]) * r));
                     second[i] = from[i];
                 });
             } else {
-                for_columns(team, n, [=](int i) { to[i] = scale[i] * (from[i] * r); });
+                for_columns(team, n, [=](int i) { to[i] = T(A(scale[i]) * (A(from[i]) * r)); });
             }
         });
 }
@@ -90,8 +92,8 @@ void rms_norm_backward(const Exec& exec, NormBackward mode, const HeadsView<cons
                        const Span1<const T, typename Exec::memory_space>& weight, double eps,
                        const HeadsView<T, typename Exec::memory_space>& gradient,
                        const Span2<T, typename Exec::memory_space>& dx,
-                       const Span1<T, typename Exec::memory_space>& partial,
-                       const Span1<T, typename Exec::memory_space>& dweight) {
+                       const Span1<accumulate_t<T>, typename Exec::memory_space>& partial,
+                       const Span1<accumulate_t<T>, typename Exec::memory_space>& dweight) {
     const Region region("SparseAttn::rms_norm_backward");
     switch (mode) {
         case NormBackward::in_place:
@@ -125,9 +127,10 @@ void rms_norm_backward(const Exec& exec, NormBackward mode, const HeadsView<cons
     template void rms_norm_backward(                                                                                  \
         const EXEC&, NormBackward, const HeadsView<const T, typename EXEC::memory_space>&,                            \
         const Span1<const T, typename EXEC::memory_space>&, double, const HeadsView<T, typename EXEC::memory_space>&, \
-        const Span2<T, typename EXEC::memory_space>&, const Span1<T, typename EXEC::memory_space>&,                   \
-        const Span1<T, typename EXEC::memory_space>&);
+        const Span2<T, typename EXEC::memory_space>&, const Span1<accumulate_t<T>, typename EXEC::memory_space>&,     \
+        const Span1<accumulate_t<T>, typename EXEC::memory_space>&);
 SPARSEATTN_NORM(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_NORM(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_NORM(Kokkos::DefaultExecutionSpace, double)
 
 }  // namespace sparseattn::detail

@@ -147,6 +147,7 @@ AttentionBytes sequence_bytes(const SequencePlan<Exec>& plan, const ModelConfig&
         const SequencePlan<EXEC>&, const ModelConfig&, const PassShape&, std::byte*); \
     template AttentionBytes sequence_bytes<EXEC, T>(const SequencePlan<EXEC>&, const ModelConfig&, const PassShape&);
 SPARSEATTN_SEQUENCE_BUFFERS(Kokkos::DefaultExecutionSpace, float)
+SPARSEATTN_SEQUENCE_BUFFERS(Kokkos::DefaultExecutionSpace, bf16)
 SPARSEATTN_SEQUENCE_BUFFERS(Kokkos::DefaultExecutionSpace, double)
 
 }  // namespace sparseattn::detail

@@ -414,6 +414,7 @@ std::string SequenceParallelAttention<Exec, T>::describe() const {
 }
 
 template class SequenceParallelAttention<Kokkos::DefaultExecutionSpace, float>;
+template class SequenceParallelAttention<Kokkos::DefaultExecutionSpace, bf16>;
 template class SequenceParallelAttention<Kokkos::DefaultExecutionSpace, double>;
 
 }  // namespace sparseattn

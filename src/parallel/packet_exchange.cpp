@@ -65,7 +65,9 @@ struct Scatter {
         if (codes[head] % 2 == 0) {
             for (int c = first; c < end; ++c) to[c] = from[c];
         } else {
-            for (int c = first; c < end; ++c) to[c] += from[c];
+            for (int c = first; c < end; ++c) {
+                to[c] = T(static_cast<accumulate_t<T>>(to[c]) + static_cast<accumulate_t<T>>(from[c]));
+            }
         }
     }
 };
@@ -251,6 +253,7 @@ std::int64_t PacketExchange<Exec, T>::allocated() const {
     template MpiPath mpi_path<EXEC>(bool gpu_aware);              \
     template std::string describe_mpi_path<EXEC>(bool gpu_aware); \
     template class PacketExchange<EXEC, float>;                   \
+    template class PacketExchange<EXEC, bf16>;                    \
     template class PacketExchange<EXEC, double>;
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

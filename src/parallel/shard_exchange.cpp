@@ -80,7 +80,8 @@ void ShardExchange<Exec>::start(Kind kind, const Span1<float, Mem>& data, int b)
             concat(shards_.total()));
     require(b >= 0 && b < shards_.buckets(), "bucket", b, concat("from 0 to ", shards_.buckets() - 1));
     if (communicator_.size() == 1) return;
-    fence(exec_, "SparseAttn::shards.start");
+    // Messages leave host memory as it is; what a device has computed is copied behind its last writer.
+    if constexpr (on_host<Mem>) fence(exec_, "SparseAttn::shards.start");
     // The first rank's share is the longest.
     for (std::int64_t offset = 0; offset < shards_.share(b, 0).count(); offset += round_) {
         waiting_.push_back({kind, data, b, offset});
@@ -101,6 +102,7 @@ void ShardExchange<Exec>::progress() {
 
 template <class Exec>
 void ShardExchange<Exec>::finish() {
+    if (communicator_.size() == 1) return;
     const Region region("SparseAttn::shards.finish");
     for (post(); !moving_.empty(); post()) {
         Slot& slot = slots_[first_];

@@ -57,6 +57,7 @@ void Transfers::wait() {
     template void Transfers::send(const T*, std::int64_t, int, int tag); \
     template void Transfers::receive(T*, std::int64_t, int, int tag);
 SPARSEATTN_INSTANTIATE(float)
+SPARSEATTN_INSTANTIATE(bf16)
 SPARSEATTN_INSTANTIATE(double)
 
 }  // namespace sparseattn

@@ -64,28 +64,55 @@ void HostParameters::update(const AdamWUpdate<double>& update, const std::vector
     for (std::size_t i = 0; i < values.size(); ++i) update.apply(values[i], sign * gradient[i], m[i], v[i]);
 }
 
+namespace {
+
+constexpr std::int64_t norm_piece = 4096;
+
+std::int64_t norm_pieces(std::size_t count) {
+    return (static_cast<std::int64_t>(count) + norm_piece - 1) / norm_piece;
+}
+
 template <class Exec>
-double squared_norm(const Exec& exec, const Span1<const float, typename Exec::memory_space>& values) {
-    using Mem = typename Exec::memory_space;
-    constexpr std::int64_t piece = 4096;
+void sum_squares(const Exec& exec, const Span1<const float, typename Exec::memory_space>& values, double* sums) {
     const auto count = static_cast<std::int64_t>(values.extent(0));
-    const std::int64_t pieces = (count + piece - 1) / piece;
-    const Array1<double, Mem> sums(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "SparseAttn::norm.sums"),
-                                   pieces);
     Kokkos::parallel_for(
-        "SparseAttn::squared_norm", Range<Exec>(exec, 0, pieces), KOKKOS_LAMBDA(std::int64_t p) {
-            const std::int64_t end = (p + 1) * piece < count ? (p + 1) * piece : count;
+        "SparseAttn::squared_norm", Range<Exec>(exec, 0, norm_pieces(values.extent(0))), KOKKOS_LAMBDA(std::int64_t p) {
+            const std::int64_t end = (p + 1) * norm_piece < count ? (p + 1) * norm_piece : count;
             double sum = 0;
-            for (std::int64_t i = p * piece; i < end; ++i) {
+            for (std::int64_t i = p * norm_piece; i < end; ++i) {
                 sum += static_cast<double>(values(i)) * static_cast<double>(values(i));
             }
-            sums(p) = sum;
+            sums[p] = sum;
         });
-    const auto host = Kokkos::create_mirror_view(sums);
-    Kokkos::deep_copy(exec, host, sums);
+}
+
+}  // namespace
+
+template <class Exec>
+double squared_norm(const Exec& exec, const std::vector<Span1<const float, typename Exec::memory_space>>& parts,
+                    Workspace<typename Exec::memory_space>& workspace) {
+    using Mem = typename Exec::memory_space;
+    std::int64_t pieces = 0;
+    for (const auto& part : parts) pieces += norm_pieces(part.extent(0));
+    if (pieces == 0) return 0;
+    typename Workspace<Mem>::Frame frame(workspace);
+    const auto sums = frame.template take<double>(static_cast<std::size_t>(pieces));
+    double* next = sums.data();
+    for (const auto& part : parts) {
+        if (part.extent(0) == 0) continue;
+        sum_squares(exec, part, next);
+        next += norm_pieces(part.extent(0));
+    }
+    std::vector<double> host(static_cast<std::size_t>(pieces));
+    Kokkos::deep_copy(exec, Span1<double, Kokkos::HostSpace>(host.data(), host.size()), sums);
     fence(exec, "SparseAttn::squared_norm");
     double total = 0;
-    for (std::int64_t p = 0; p < pieces; ++p) total += host(p);
+    auto piece = host.begin();
+    for (const auto& part : parts) {
+        double sum = 0;
+        for (std::int64_t p = 0; p < norm_pieces(part.extent(0)); ++p) sum += *piece++;
+        total += sum;
+    }
     return total;
 }
 
@@ -93,7 +120,8 @@ double squared_norm(const Exec& exec, const Span1<const float, typename Exec::me
     template void adamw_update(const EXEC&, const ParameterTable&, const IndexRange&, const AdamWUpdate<float>&,       \
                                const Span1<float, EXEC::memory_space>&, const Span1<const float, EXEC::memory_space>&, \
                                const Span1<float, EXEC::memory_space>&, const Span1<float, EXEC::memory_space>&);      \
-    template double squared_norm(const EXEC&, const Span1<const float, EXEC::memory_space>&);
+    template double squared_norm(const EXEC&, const std::vector<Span1<const float, EXEC::memory_space>>&,              \
+                                 Workspace<EXEC::memory_space>&);
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 
 }  // namespace sparseattn

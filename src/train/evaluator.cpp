@@ -99,16 +99,22 @@ EvaluationResult evaluate_checkpoint(const EvaluationOptions& options, const Tok
     const PackStream stream(options.train_split ? data.train() : data.validation(), trained.sequence_length,
                             trained.model.seed, true);
     const TrainExec exec;
-    detail::PackRunner runner(exec, config,
-                              {trained.block, options.implementation, trained.sparse, {false, options.loss_block}},
-                              ProcessGrid(communicator));
+    detail::PackSettings settings;
+    settings.block = trained.block;
+    settings.implementation = options.implementation;
+    settings.sparse = trained.sparse;
+    settings.memory = {false, options.loss_block};
+    settings.precision = options.precision.value_or(trained.model.precision);
+    const auto runner = detail::PackRunner::make(exec, config, settings, ProcessGrid(communicator));
+    runner->use(trained.parameters);
     EvaluationResult result;
     result.step = trained.model.step;
+    result.precision = settings.precision;
     result.sparse_branch = trained.branch_text;
     result.packs = stream.packs_per_epoch();
     if (options.packs > 0) result.packs = std::min(result.packs, options.packs);
     const auto measure = [&](const HeadMap* gates) {
-        const auto mean = detail::mean_loss(runner, stream, result.packs, gates, trained.parameters);
+        const auto mean = detail::mean_loss(*runner, stream, result.packs, gates);
         result.labels = mean.labels;
         return mean.loss;
     };
@@ -133,6 +139,7 @@ json EvaluationResult::to_json() const {
     }
     // JSON has no NaN: what was not measured is null (nlohmann writes a NaN so).
     return {{"step", step},
+            {"precision", to_string(precision)},
             {"dense", dense},
             {"sparse", sparse},
             {"sparse_branch", sparse_branch},

@@ -16,21 +16,22 @@ std::int64_t dense_layout_bytes(std::int64_t tokens, std::int64_t block) {
 }
 
 // Of the decoder and its attention on the first rank of a sequence group, with gates that are neither 0 nor 1.
-MemoryPlan model_plan(const detail::TrainExec& exec, const Decoder<detail::TrainExec, float>& decoder,
-                      const TrainOptions& options) {
+template <class T>
+MemoryPlan model_plan(const detail::TrainExec& exec, const TrainOptions& options) {
+    const Decoder<detail::TrainExec, T> decoder(exec, options.model);
     const int ranks = options.seq_parallel_size;
     const std::int64_t tokens = partition(options.sequence_length, 0, ranks).count();
     const bool gated = has_gates(options.mode);
     const TrainingMemory memory{options.recompute, options.loss_block};
     const detail::PackSettings settings = detail::pack_settings(options);
     if (ranks == 1 && gated && settings.sparse.selects()) {
-        const SelectedAttention<detail::TrainExec, float> selected(detail::layer_selectors(settings.sparse), {}, true);
+        const SelectedAttention<detail::TrainExec, T> selected(detail::layer_selectors(settings.sparse), {}, true);
         return decoder.memory_plan(tokens, selected, true, memory);
     }
     if (ranks == 1) return decoder.memory_plan(tokens, gated, true, memory);
     const std::size_t heads =
         static_cast<std::size_t>(options.model.num_hidden_layers) * options.model.num_attention_heads;
-    const auto attention = SequenceParallelAttention<detail::TrainExec, float>::bytes_of(
+    const auto attention = SequenceParallelAttention<detail::TrainExec, T>::bytes_of(
         exec, options.model, {tokens, true, options.recompute}, ranks,
         detail::spread_task(settings, std::vector<float>(gated ? heads : 0, 0.5F)), detail::spread_options(settings));
     return decoder.memory_plan(tokens, attention, true, memory);
@@ -51,17 +52,20 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const std::int64_t length = options.sequence_length;
     const std::int64_t tokens = partition(length, 0, options.seq_parallel_size).count();
     const std::int64_t weights = decoder.table().total() * bytes_of_float;
-    const MemoryPlan model = model_plan(exec, decoder, options);
+    const bool rounded = options.precision == Precision::bf16;
+    const MemoryPlan model = rounded ? model_plan<bf16>(exec, options) : model_plan<float>(exec, options);
     const bool two_layouts = gated && !detail::pack_settings(options).sparse.selects();
     const std::int64_t gates = static_cast<std::int64_t>(options.model.num_hidden_layers) *
                                (options.model.num_key_value_heads * 6 * 8 + options.model.num_attention_heads * 2 * 4);
     const int groups = ranks / options.seq_parallel_size;
     const std::int64_t packs = (options.batch_size + groups - 1) / groups;  // kept in host memory for a step
-    const FlatShards shards = detail::weight_shards(decoder, options.bucket_bytes, 0, ranks);
+    const FlatShards shards =
+        detail::weight_shards(decoder.table(), decoder.gradient_cuts(), options.bucket_bytes, 0, ranks);
     const detail::ShardedUpdate::Bytes update = detail::ShardedUpdate::bytes(shards);
     TrainMemoryPlan plan;
     plan.parts = {
         {"parameters", weights},
+        {"parameters in bf16", rounded ? weights / 2 : 0},
         {"gradients", update.gradients},
         {"optimizer moments", learns_weights(options.mode) ? 2 * shards.packed_size() * bytes_of_float : 0},
         {"messages", update.messages},

@@ -1,10 +1,13 @@
 #include "sparseattn/train/detail/pack_runner.hpp"
 
 #include <algorithm>
+#include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/model/detail/layers.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -70,7 +73,8 @@ PackSettings pack_settings(const TrainOptions& options) {
             options.implementation,
             make_sparse_branch(options.sparsity, options.model, options.block),
             {options.recompute, options.loss_block},
-            options.gpu_aware};
+            options.gpu_aware,
+            options.precision};
 }
 
 SequenceParallelOptions spread_options(const PackSettings& settings) {
@@ -93,11 +97,50 @@ SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float
     return {{{streaming, {}}}, std::move(gate)};
 }
 
-PackRunner::PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings, ProcessGrid grid)
-    : exec_(exec), settings_(settings), grid_(std::move(grid)), decoder_(exec, config) {
-    if (grid_.seq_parallel() > 1) {
-        spread_ = std::make_unique<SequenceParallelAttention<TrainExec, float>>(exec, grid_.sequence(), config,
-                                                                                spread_options(settings_));
+std::int64_t PackRunner::count_labels(const PackedTokens& pack) const {
+    return labels_in(pack, grid().tokens(static_cast<std::int64_t>(pack.labels.size())));
+}
+
+namespace {
+
+// T is float or bf16.
+template <class T>
+class TypedRunner final : public PackRunner {
+  public:
+    TypedRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings, ProcessGrid grid);
+
+    [[nodiscard]] const ParameterTable& table() const override { return decoder_.table(); }
+    [[nodiscard]] std::vector<std::int64_t> gradient_cuts() const override { return decoder_.gradient_cuts(); }
+    void use(const Array1<float, TrainMem>& weights) override;
+    double loss(const PackedTokens& pack, const HeadMap* gates) override;
+    double loss_and_gradients(const PackedTokens& pack, const HeadMap* gates, double scale,
+                              const Span1<float, TrainMem>& gradients, HeadMap& dgates,
+                              const GradientsFinal& final) override;
+
+  private:
+    // work(batch, attention) with the operator for these gates.
+    template <class Work>
+    double with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work);
+    [[nodiscard]] std::vector<float> gate_gradients();
+
+    TrainExec exec_;
+    PackSettings settings_;
+    Decoder<TrainExec, T> decoder_;
+    Array1<T, TrainMem> weights_;                                      // of bf16 its own
+    std::unique_ptr<SequenceParallelAttention<TrainExec, T>> spread_;  // where several ranks share a pack
+    PlannedAttention<TrainExec, T> planned_;                           // otherwise
+    std::optional<SelectedAttention<TrainExec, T>> selected_;          // of a sparse branch that selects
+    Array2<float, TrainMem> gate_;                                     // of these two, [layers, query heads]
+    Array2<float, TrainMem> dgate_;                                    // the same
+};
+
+template <class T>
+TypedRunner<T>::TypedRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings,
+                            ProcessGrid grid)
+    : PackRunner(std::move(grid)), exec_(exec), settings_(settings), decoder_(exec, config) {
+    if (this->grid().seq_parallel() > 1) {
+        spread_ = std::make_unique<SequenceParallelAttention<TrainExec, T>>(exec, this->grid().sequence(), config,
+                                                                            spread_options(settings_));
         return;
     }
     if (settings_.sparse.selects()) {
@@ -107,19 +150,30 @@ PackRunner::PackRunner(const TrainExec& exec, const ModelConfig& config, const P
     dgate_ = Array2<float, TrainMem>("SparseAttn::dgate", config.num_hidden_layers, config.num_attention_heads);
 }
 
-std::int64_t PackRunner::count_labels(const PackedTokens& pack) const {
-    return labels_in(pack, grid_.tokens(static_cast<std::int64_t>(pack.labels.size())));
+template <class T>
+void TypedRunner<T>::use(const Array1<float, TrainMem>& weights) {
+    if constexpr (std::is_same_v<T, float>) {
+        weights_ = weights;
+    } else {
+        if (weights_.extent(0) != weights.extent(0)) {
+            weights_ = Array1<T, TrainMem>(
+                Kokkos::view_alloc(exec_, Kokkos::WithoutInitializing, "SparseAttn::rounded_parameters"),
+                weights.extent(0));
+        }
+        round_array<TrainExec>(exec_, weights, weights_);
+    }
 }
 
 // work(this rank's batch, attention of the pack) with the gates of query heads.
+template <class T>
 template <class Work>
-double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work) {
+double TypedRunner<T>::with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work) {
     std::vector<float> gate;
     const ModelConfig& config = decoder_.config();
     if (gates != nullptr) gate = expand_to_query_heads(*gates, config.num_attention_heads / config.num_key_value_heads);
     if (spread_) {
         spread_->begin_pack(pack.offsets, spread_task(settings_, std::move(gate)));
-        const IndexRange mine = grid_.tokens(static_cast<std::int64_t>(pack.tokens.size()));
+        const IndexRange mine = grid().tokens(static_cast<std::int64_t>(pack.tokens.size()));
         return work(make_batch(exec_, cut(pack, mine)), *spread_);
     }
     const Batch<TrainMem> batch = make_batch(exec_, pack);
@@ -146,7 +200,8 @@ double PackRunner::with_attention(const PackedTokens& pack, const HeadMap* gates
 }
 
 // d(loss)/d(gate) of query heads, of the last pack's passes.
-std::vector<float> PackRunner::gate_gradients() {
+template <class T>
+std::vector<float> TypedRunner<T>::gate_gradients() {
     if (spread_) return spread_->gate_gradients();
     std::vector<float> host(dgate_.size());
     Kokkos::deep_copy(exec_, HostFloats(host.data(), dgate_.extent(0), dgate_.extent(1)), dgate_);
@@ -154,19 +209,19 @@ std::vector<float> PackRunner::gate_gradients() {
     return host;
 }
 
-double PackRunner::loss(const PackedTokens& pack, const HeadMap* gates,
-                        const Span1<const float, TrainMem>& parameters) {
+template <class T>
+double TypedRunner<T>::loss(const PackedTokens& pack, const HeadMap* gates) {
     return with_attention(pack, gates, [&](const auto& batch, auto& attention) {
-        return decoder_.loss(batch, attention, parameters, settings_.memory.loss_block);
+        return decoder_.loss(batch, attention, weights_, settings_.memory.loss_block);
     });
 }
 
-double PackRunner::loss_and_gradients(const PackedTokens& pack, const HeadMap* gates,
-                                      const Span1<const float, TrainMem>& parameters, double scale,
-                                      const Span1<float, TrainMem>& gradients, HeadMap& dgates,
-                                      const GradientsFinal& final) {
+template <class T>
+double TypedRunner<T>::loss_and_gradients(const PackedTokens& pack, const HeadMap* gates, double scale,
+                                          const Span1<float, TrainMem>& gradients, HeadMap& dgates,
+                                          const GradientsFinal& final) {
     const double loss = with_attention(pack, gates, [&](const auto& batch, auto& attention) {
-        return decoder_.loss_and_gradients(batch, attention, parameters, static_cast<float>(scale), gradients,
+        return decoder_.loss_and_gradients(batch, attention, weights_, static_cast<float>(scale), gradients,
                                            settings_.memory, final);
     });
     if (gates != nullptr) {
@@ -174,6 +229,16 @@ double PackRunner::loss_and_gradients(const PackedTokens& pack, const HeadMap* g
         dgates = sum_over_groups(gate_gradients(), gates->layers, gates->heads, group);
     }
     return loss;
+}
+
+}  // namespace
+
+std::unique_ptr<PackRunner> PackRunner::make(const TrainExec& exec, const ModelConfig& config,
+                                             const PackSettings& settings, ProcessGrid grid) {
+    if (settings.precision == Precision::bf16) {
+        return std::make_unique<TypedRunner<bf16>>(exec, config, settings, std::move(grid));
+    }
+    return std::make_unique<TypedRunner<float>>(exec, config, settings, std::move(grid));
 }
 
 }  // namespace sparseattn::detail

@@ -153,6 +153,7 @@ CheckpointMeta describe(const RunState& state, const TrainOptions& options, cons
         {"fixed", fixed_settings(options, data)},
         {"model", options.model.to_json()},
         {"mode", to_string(options.mode)},
+        {"precision", to_string(options.precision)},
         {"step", state.step},
         {"max_steps", options.max_steps},
         {"tokens", state.tokens},

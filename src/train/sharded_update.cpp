@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "sparseattn/core/profiling.hpp"
 
@@ -15,9 +16,10 @@ Span1<T, TrainMem> range_of(const Span1<T, TrainMem>& flat, const IndexRange& ra
 
 }  // namespace
 
-FlatShards weight_shards(const Decoder<TrainExec, float>& decoder, std::int64_t bucket_bytes, int rank, int ranks) {
+FlatShards weight_shards(const ParameterTable& table, const std::vector<std::int64_t>& gradient_cuts,
+                         std::int64_t bucket_bytes, int rank, int ranks) {
     const auto least = std::max<std::int64_t>(bucket_bytes / static_cast<std::int64_t>(sizeof(float)), 1);
-    return {bucket_borders(decoder.gradient_cuts(), decoder.table().total(), least), rank, ranks};
+    return {bucket_borders(gradient_cuts, table.total(), least), rank, ranks};
 }
 
 ShardedUpdate::ShardedUpdate(const TrainExec& exec, const Communicator& world, FlatShards shards)
@@ -51,13 +53,11 @@ void ShardedUpdate::sum() {
     exchange_.finish();
 }
 
-double ShardedUpdate::squared_norm() const {
-    double sum = 0;
-    for (int b = 0; b < shards().buckets(); ++b) {
-        sum += sparseattn::squared_norm<TrainExec>(
-            exec_, range_of<const float>(Span1<const float, TrainMem>(gradients_), shards().share(b)));
-    }
-    return sum;
+double ShardedUpdate::squared_norm() {
+    const Span1<const float, TrainMem> gradients(gradients_);
+    std::vector<Span1<const float, TrainMem>> parts;
+    for (int b = 0; b < shards().buckets(); ++b) parts.push_back(range_of(gradients, shards().share(b)));
+    return sparseattn::squared_norm<TrainExec>(exec_, parts, workspace_);
 }
 
 void ShardedUpdate::update(const ParameterTable& table, const AdamWUpdate<float>& update,
@@ -71,7 +71,6 @@ void ShardedUpdate::update(const ParameterTable& table, const AdamWUpdate<float>
         exchange_.start_gather(parameters, b);
     }
     exchange_.finish();
-    fence(exec_, "SparseAttn::sharded_update");
 }
 
 void ShardedUpdate::gather(const Span1<float, TrainMem>& parameters) {

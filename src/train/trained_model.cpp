@@ -22,7 +22,10 @@ TrainedModel read_trained_model(const CheckpointReader& reader) {
         model.config = ModelConfig::from_json(state_entry(reader, state, "model"));
         model.seed = state_entry(reader, state, "seed").get<std::uint64_t>();
         model.sequence_length = state_entry(reader, state, "sequence_length").get<int>();
+        model.precision = parse_precision(state.value("precision", "fp32"));  // not in older checkpoints
     } catch (const json::exception& error) {
+        throw CheckpointError(concat(reader.directory().string(), ": the state is damaged: ", error.what()));
+    } catch (const InvalidArgument& error) {
         throw CheckpointError(concat(reader.directory().string(), ": the state is damaged: ", error.what()));
     }
     model.step = reader.meta().step;

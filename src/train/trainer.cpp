@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -74,7 +75,7 @@ class Trainer::State {
     const PackStream stream_;
     std::optional<PackStream> validation_;
     TrainExec exec_;
-    detail::PackRunner runner_;
+    std::unique_ptr<detail::PackRunner> runner_;
     detail::ShardedUpdate weights_;
     std::optional<detail::RunLog> log_;  // rank 0
     bool log_open_ = false;
@@ -89,17 +90,18 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
       observer_(std::move(observer)),
       schedule_(options_.max_steps, options_.warmup_ratio, options_.min_lr_ratio),
       stream_(data.train(), options_.sequence_length, options_.seed, options_.shuffle),
-      runner_(exec_, options_.model, detail::pack_settings(options_),
-              ProcessGrid(communicator_, options_.seq_parallel_size)),
-      weights_(
-          exec_, communicator_,
-          detail::weight_shards(runner_.decoder(), options_.bucket_bytes, communicator_.rank(), communicator_.size())) {
+      runner_(detail::PackRunner::make(exec_, options_.model, detail::pack_settings(options_),
+                                       ProcessGrid(communicator_, options_.seq_parallel_size))),
+      weights_(exec_, communicator_,
+               detail::weight_shards(runner_->table(), runner_->gradient_cuts(), options_.bucket_bytes,
+                                     communicator_.rank(), communicator_.size())) {
     if (options_.evaluation_packs > 0) {
         validation_.emplace(data.validation(), options_.sequence_length, options_.seed, true);
     }
-    const ParameterTable& table = runner_.decoder().table();
+    const ParameterTable& table = runner_->table();
     communicator_.together([&] { state = detail::initial_state(exec_, options_, table, weights_.shards()); });
     if (!options_.init_from.empty()) weights_.gather(state.parameters);
+    runner_->use(state.parameters);
     communicator_.together([&] { compare_window(); });
 }
 
@@ -114,7 +116,7 @@ StepReport Trainer::State::step() {
     // The loss is the mean over the labels of all packs of all ranks, so their number comes first.
     const std::vector<Slot> packs = packs_of_step();
     std::int64_t labels = 0;
-    for (const Slot& slot : packs) labels += runner_.count_labels(slot.pack);
+    for (const Slot& slot : packs) labels += runner_->count_labels(slot.pack);
     communicator_.all_reduce_sum(&labels, 1);
     const double scale = 1.0 / static_cast<double>(std::max<std::int64_t>(labels, 1));
 
@@ -151,7 +153,7 @@ StepReport Trainer::State::step() {
 std::vector<Trainer::State::Slot> Trainer::State::packs_of_step() const {
     std::vector<Slot> packs;
     for (std::int64_t slot = 0; slot < options_.batch_size; ++slot) {
-        if (!runner_.grid().works_on(slot)) continue;
+        if (!runner_->grid().works_on(slot)) continue;
         packs.push_back({slot, stream_.pack(state.step * options_.batch_size + slot)});
     }
     return packs;
@@ -163,14 +165,12 @@ double Trainer::State::learn_from(const Slot& slot, double scale, bool last) {
     const GradientsFinal final = last && learns_weights(options_.mode) ? weights_.during_backward() : GradientsFinal();
     HeadMap dgates;
     if (!state.gates) {
-        return runner_.loss_and_gradients(slot.pack, nullptr, state.parameters, scale, weights_.gradients(), dgates,
-                                          final);
+        return runner_->loss_and_gradients(slot.pack, nullptr, scale, weights_.gradients(), dgates, final);
     }
     const GateValues gates = state.gates->gates(state.step, slot.number);
-    const double loss =
-        runner_.loss_and_gradients(slot.pack, &gates.z, state.parameters, scale, weights_.gradients(), dgates, final);
+    const double loss = runner_->loss_and_gradients(slot.pack, &gates.z, scale, weights_.gradients(), dgates, final);
     // Gates and their gradients are those of the whole pack: one rank of the group adds them.
-    if (learns_masks(options_.mode) && runner_.grid().sequence_index() == 0) {
+    if (learns_masks(options_.mode) && runner_->grid().sequence_index() == 0) {
         state.gates->learn(state.step, gates, dgates);
     }
     return loss;
@@ -212,7 +212,8 @@ bool Trainer::State::update(StepReport& report) {
         const AdamWSettings settings{options_.beta1, options_.beta2, options_.epsilon, options_.weight_decay};
         const AdamWUpdate<float> update(settings, ++state.weight_updates, report.learning_rate,
                                         clip ? options_.clip_norm / report.gradient_norm : 1.0);
-        weights_.update(runner_.decoder().table(), update, state.parameters, state.m, state.v);
+        weights_.update(runner_->table(), update, state.parameters, state.m, state.v);
+        runner_->use(state.parameters);
     }
     if (masks) state.gates->update(schedule_.factor(state.step));
     return true;
@@ -262,9 +263,7 @@ EvaluationReport Trainer::State::evaluate() {
     if (!validation_) throw InvalidArgument("evaluation_packs is 0, must be at least 1 to evaluate");
     const auto start = Clock::now();
     const std::int64_t packs = std::min(options_.evaluation_packs, validation_->packs_per_epoch());
-    const auto measure = [&](const HeadMap* gates) {
-        return detail::mean_loss(runner_, *validation_, packs, gates, state.parameters);
-    };
+    const auto measure = [&](const HeadMap* gates) { return detail::mean_loss(*runner_, *validation_, packs, gates); };
     EvaluationReport report;
     report.step = state.step;
     if (state.gates) {
@@ -291,7 +290,7 @@ EvaluationReport Trainer::State::evaluate() {
 CheckpointReport Trainer::State::save_checkpoint() {
     if (options_.run_dir.empty()) throw InvalidArgument("run_dir is empty, must be a directory to write checkpoints");
     open_log();
-    const detail::StateParts parts(state, runner_.decoder().table(), weights_.shards(), options_, communicator_.rank());
+    const detail::StateParts parts(state, runner_->table(), weights_.shards(), options_, communicator_.rank());
     const CheckpointMeta meta = detail::describe(state, options_, data_, communicator_.size());
     const CheckpointReport report =
         detail::write_checkpoint(checkpoint_root(), meta, parts.parts(), options_.keep_checkpoints, communicator_);
@@ -302,7 +301,13 @@ CheckpointReport Trainer::State::save_checkpoint() {
 void Trainer::State::restart(const std::filesystem::path& where) {
     communicator_.together([&] {
         const CheckpointReader reader(where);
-        detail::load_state(reader, options_, data_, runner_.decoder().table(), weights_.shards(), state);
+        detail::load_state(reader, options_, data_, runner_->table(), weights_.shards(), state);
+        const std::string precision = reader.meta().state.value("precision", "fp32"),
+                          now = to_string(options_.precision);
+        if (precision != now) {
+            warn(concat("precision is ", now, ", was ", precision,
+                        " when the checkpoint was written: the weights are the same, fp32"));
+        }
         const auto planned = reader.meta().state.value("max_steps", options_.max_steps);
         if (planned != options_.max_steps) {
             warn(concat("max_steps is ", options_.max_steps, ", was ", planned,
@@ -310,6 +315,7 @@ void Trainer::State::restart(const std::filesystem::path& where) {
         }
     });
     weights_.gather(state.parameters);
+    runner_->use(state.parameters);
     continued_ = true;
     log_open_ = false;
     log_.reset();

@@ -46,6 +46,15 @@ grep -q "^total  *[0-9.]* [KMG]iB$" "$work/output" || fail "the dry run has no m
 sed -n '/^\[run\]/,/^gpu_aware/p' "$work/output" >merged.toml
 expect 0 "^max_steps = 6$" "$train" -i merged.toml -n
 
+# Passes in bf16, evaluated as they were trained and in fp32; a restart may change the precision, and says so.
+expect 2 "train.precision is \"fp16\", must be one of \"fp32\", \"bf16\"" "$train" -i deck.toml -n 'train.precision="fp16"'
+expect 0 "^parameters in bf16  *[1-9]" "$train" -i deck.toml -n train.precision=bf16
+expect 0 "^step=6 loss=" "$train" -i deck.toml -d rounded train.precision=bf16
+grep -q "precision bf16" rounded/log.txt || fail "the log does not say the precision"
+expect 0 "precision bf16$" "$eval" --packs 2 rounded
+expect 0 "precision fp32$" "$eval" --packs 2 --precision fp32 rounded
+expect 0 "precision is fp32, was bf16 when the checkpoint was written" "$train" -d rounded -r latest train.max_steps=7 train.precision=fp32
+
 # Closed gates that select; evaluated as they were trained, and with another branch.
 expect 2 "sparsity.sparse_branch is 'full': method is full" "$train" -i deck.toml -n sparsity.sparse_branch=full
 expect 0 "^step=4 loss=" "$train" -i deck.toml -d selecting train.max_steps=4 sparsity.sparse_branch=xattention:threshold=0.5

@@ -89,9 +89,10 @@ LayerResults one_rank(const SequenceCase& c, HostLists* lists = nullptr) {
     const Device<T> query(arrays.query), key(arrays.key), value(arrays.value), dout(arrays.dout);
     const Device<T> dquery(arrays.query.size()), dkey(arrays.key.size()), dvalue(arrays.value.size());
     const Device<T> out(arrays.query.size()), full(arrays.query.size()), sparse(arrays.query.size());
-    const Device<T> lse(n * case_heads), sparse_lse(n * case_heads);
-    const auto rows = [&](const Device<T>& scalars) {
-        return RowsView<T, Mem>(scalars.array.data(), Kokkos::LayoutStride(n, case_heads, case_heads, 1));
+    using A = accumulate_t<T>;
+    const Device<A> lse(n * case_heads), sparse_lse(n * case_heads);
+    const auto rows = [&](const Device<A>& scalars) {
+        return RowsView<A, Mem>(scalars.array.data(), Kokkos::LayoutStride(n, case_heads, case_heads, 1));
     };
     const AttentionInputs<T, Mem> inputs{query.heads(n, case_heads), key.heads(n, c.kv_heads),
                                          value.heads(n, c.kv_heads)};
@@ -149,7 +150,7 @@ LayerResults one_of_ranks(SequenceParallelAttention<Exec, T>& attention, const C
     const auto n = static_cast<std::size_t>(mine.count());
     const Device<T> query = part(arrays.query), key = part(arrays.key), value = part(arrays.value);
     const Device<T> dout = part(arrays.dout);
-    const T nan = std::numeric_limits<T>::quiet_NaN();
+    const T nan(std::nanf(""));
     const Device<T> out(query.array.size(), nan), dquery(query.array.size(), nan), dkey(key.array.size(), nan),
         dvalue(key.array.size(), nan);
     const Sequences<Mem> shard(std::vector<std::int32_t>{0, static_cast<std::int32_t>(n)});

@@ -92,14 +92,15 @@ inline std::vector<double> random_parameters(const ModelConfig& config, std::uin
 template <class T>
 struct Gradients {
     double loss = 0;
-    std::vector<T> parameters;
+    std::vector<accumulate_t<T>> parameters;
     std::vector<float> gate;
 };
 
 template <class T>
 Gradients<T> run_gradients(Decoder<Exec, T>& decoder, const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
-                           const std::vector<T>& parameters, T scale, const TrainingMemory& memory) {
-    const Device<T> device(parameters), gradients(parameters.size());
+                           const std::vector<T>& parameters, accumulate_t<T> scale, const TrainingMemory& memory) {
+    const Device<T> device(parameters);
+    const Device<accumulate_t<T>> gradients(parameters.size());
     const Device<float> dgate(plan.gate.extent(0) * plan.gate.extent(1));
     const Span2<float, Mem> dgate_matrix(dgate.array.data(), plan.gate.extent(0), plan.gate.extent(1));
     Gradients<T> result;

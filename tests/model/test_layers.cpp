@@ -235,7 +235,7 @@ TEST(CrossEntropy, MatchesTheDefinitionAndItsGradientDifferences) {
     expect_close(forward(logits), wanted, 1e-13);
     const Device<double> x(logits), losses(tokens, std::nan(""));
     detail::cross_entropy_and_gradient<Exec, double>(Exec(), x.matrix(tokens), labels_device.flat(), scale,
-                                                     losses.flat());
+                                                     losses.flat(), x.matrix(tokens));
     expect_close(losses.host(), wanted, 1e-13);
     const auto gradient = x.host();
     for (int i = 0; i < vocabulary; ++i) EXPECT_EQ(gradient[3 * vocabulary + i], 0.0);
@@ -246,9 +246,21 @@ TEST(CrossEntropy, MatchesTheDefinitionAndItsGradientDifferences) {
     const std::vector<float> single(logits.begin(), logits.end());
     const Device<float> x_float(single), losses_float(tokens);
     detail::cross_entropy_and_gradient<Exec, float>(Exec(), x_float.matrix(tokens), labels_device.flat(),
-                                                    static_cast<float>(scale), losses_float.flat());
+                                                    static_cast<float>(scale), losses_float.flat(),
+                                                    x_float.matrix(tokens));
     expect_close(losses_float.host(), wanted, 3e-6);
     expect_close(x_float.host(), gradient, 1e-6);
+
+    // Of fp32 logits a gradient rounded to bf16, and the same losses.
+    const Device<float> again(single), losses_again(tokens);
+    const Device<bf16> rounded(single.size());
+    detail::cross_entropy_and_gradient<Exec, bf16>(Exec(), again.matrix(tokens), labels_device.flat(),
+                                                   static_cast<float>(scale), losses_again.flat(),
+                                                   rounded.matrix(tokens));
+    EXPECT_EQ(losses_again.host(), losses_float.host());
+    const auto exact = x_float.host();
+    const auto values = rounded.host();
+    for (std::size_t i = 0; i < exact.size(); ++i) ASSERT_EQ(float(values[i]), float(bf16(exact[i]))) << i;
 }
 
 TEST(CrossEntropy, HugeLogitsStayFiniteAndNanIsNotHidden) {

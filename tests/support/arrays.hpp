@@ -37,7 +37,7 @@ inline std::vector<std::int32_t> random_ints(std::size_t count, std::uint64_t se
 template <class T>
 struct Device {
     explicit Device(const std::vector<T>& values) : array(detail::to_device(Exec(), "test", values)) {}
-    explicit Device(std::size_t count, T value = T(0)) : Device(std::vector<T>(count, value)) {}
+    explicit Device(std::size_t count, T value = T(0.0F)) : Device(std::vector<T>(count, value)) {}
 
     Span1<T, Mem> flat() const { return array; }
     Span2<T, Mem> matrix(std::size_t rows) const { return Span2<T, Mem>(array.data(), rows, array.extent(0) / rows); }

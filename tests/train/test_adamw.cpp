@@ -130,15 +130,31 @@ TEST(SquaredNorm, IsExactEnoughAndIndependentOfThreads) {
     double sum = 0;
     for (const float x : values) sum += static_cast<double>(x) * x;
     const Exec exec;
-    const double norm = squared_norm<Exec>(exec, detail::to_device(exec, "x", values));
+    const auto norm_of = [](const auto& space, const std::vector<float>& x) {
+        using Space = std::decay_t<decltype(space)>;
+        Workspace<typename Space::memory_space> workspace;
+        const auto device = detail::to_device(space, "x", x);
+        return squared_norm<Space>(space, {device}, workspace);
+    };
+    const double norm = norm_of(exec, values);
     EXPECT_NEAR(norm, sum, 1e-9 * sum);
 #if defined(KOKKOS_ENABLE_SERIAL)
     const Kokkos::Serial serial;
-    EXPECT_EQ(norm, squared_norm<Kokkos::Serial>(serial, detail::to_device(serial, "x", values)));
+    EXPECT_EQ(norm, norm_of(serial, values));
 #endif
     std::vector<float> broken = values;
     broken[5000] = std::numeric_limits<float>::quiet_NaN();
-    EXPECT_FALSE(std::isfinite(squared_norm<Exec>(exec, detail::to_device(exec, "x", broken))));
+    EXPECT_FALSE(std::isfinite(norm_of(exec, broken)));
+    // Several parts, one of them empty, are the sum of their norms.
+    const auto device = detail::to_device(exec, "x", values);
+    const Span1<const float, Exec::memory_space> whole = device;
+    const auto part = [&](std::size_t begin, std::size_t count) {
+        return Span1<const float, Exec::memory_space>(whole.data() + begin, count);
+    };
+    Workspace<Exec::memory_space> workspace;
+    EXPECT_NEAR(squared_norm<Exec>(exec, {part(0, 5000), part(5000, 0), part(5000, 95003)}, workspace), norm,
+                1e-12 * norm);
+    EXPECT_EQ(squared_norm<Exec>(exec, {part(7, 0)}, workspace), 0.0);
 }
 
 TEST(LearningRate, WarmsUpAndFollowsTheCosine) {

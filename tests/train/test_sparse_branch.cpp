@@ -62,11 +62,12 @@ TEST_F(BranchTraining, ClosedGatesSelect) {
     for (const std::string& branch : {std::string("streaming"), selecting[0], selecting[1], selecting[2]}) {
         SparsityOptions sparsity = options.sparsity;
         sparsity.sparse_branch = branch;
-        detail::PackRunner runner(exec, options.model,
-                                  {64, {}, make_sparse_branch(sparsity, options.model, 64), {false, 64}},
-                                  ProcessGrid(Communicator()));
-        const double closed_loss = runner.loss(stream.pack(0), &closed, parameters);
-        const double dense_loss = runner.loss(stream.pack(0), nullptr, parameters);
+        const auto runner = detail::PackRunner::make(
+            exec, options.model, {64, {}, make_sparse_branch(sparsity, options.model, 64), {false, 64}},
+            ProcessGrid(Communicator()));
+        runner->use(parameters);
+        const double closed_loss = runner->loss(stream.pack(0), &closed);
+        const double dense_loss = runner->loss(stream.pack(0), nullptr);
         EXPECT_NE(closed_loss, dense_loss) << branch;
         EXPECT_NEAR(closed_loss, dense_loss, 0.05 * dense_loss) << branch;
         losses.push_back(closed_loss);

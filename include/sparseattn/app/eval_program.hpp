@@ -15,8 +15,9 @@ struct EvalArguments {
     std::filesystem::path data;        // empty: as the checkpoint's deck says
     std::string granularity;           // empty: as the checkpoint was trained
     std::string implementation = "automatic";
+    std::string precision;  // empty: that of the run
     bool json = false;
-    EvaluationOptions options;  // the rest; checkpoint, granularity and implementation come from above
+    EvaluationOptions options;  // the rest; checkpoint, granularity, implementation and precision: above
 };
 
 /// Measures and prints on rank 0. Collective over runtime.world(). Returns exit_code::done or throws.

@@ -35,6 +35,7 @@ struct PrefillArguments {
     int repeats = 3;           // timed rounds
     int sampled_queries = 64;  // at which attention mass is summed, and next tokens compared
     std::string implementation = "automatic";
+    std::string precision;  // "fp32" or "bf16"; empty: that of the run, of tensors fp32
     std::filesystem::path json;
     std::filesystem::path pictures;  // folder for pictures of the layouts
     std::string picture_layers;      // "0,3,7-9"; empty: all that are compared

@@ -42,13 +42,16 @@ struct MemoryPlan {
     [[nodiscard]] std::int64_t total() const { return activations + workspace + attention; }
 };
 
-/// Runs a decoder on one execution-space instance. T is float, or double for gradient checks (attention is then the
-/// reference). Parameters and gradients are flat buffers in the order of table(). Memory is allocated by the first call
-/// of a size and kept; the same call gives the same bits again for the same number of threads.
+/// Runs a decoder on one execution-space instance. T is what parameters, activations and their gradients are stored as:
+/// float, bf16, or double for gradient checks (attention is then the reference). Arithmetic, gradients of parameters,
+/// logits and losses are Accumulate, float for bf16 (docs/numerics.md). Parameters and gradients are flat buffers in
+/// the order of table(). Memory is allocated by the first call of a size and kept; the same call gives the same bits
+/// again for the same number of threads.
 template <class Exec, class T>
 class Decoder {
   public:
     using Mem = typename Exec::memory_space;
+    using Accumulate = accumulate_t<T>;
 
     /// Allocates nothing. Throws InvalidArgument if `config` is not valid.
     Decoder(const Exec& exec, const ModelConfig& config);
@@ -72,7 +75,7 @@ class Decoder {
     /// As loss; also fills `logits` [tokens.size(), vocab_size] with those of chosen tokens of the pack, in that order.
     double loss_and_logits(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
                            const Span1<const T, Mem>& parameters, const std::vector<std::int32_t>& tokens,
-                           const Span2<T, Mem>& logits, int loss_block = TrainingMemory{}.loss_block);
+                           const Span2<Accumulate, Mem>& logits, int loss_block = TrainingMemory{}.loss_block);
     /// With the layouts of `plan`; the decoder keeps the operator's memory.
     double loss(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan, const Span1<const T, Mem>& parameters,
                 int loss_block = TrainingMemory{}.loss_block);
@@ -80,15 +83,17 @@ class Decoder {
     /// As loss; also adds scale * d(sum)/d(parameters) to `gradients`, saying when they are `final` (if it is given).
     /// After an exception the gradients are not to be used.
     double loss_and_gradients(const Batch<Mem>& batch, LayerAttention<Exec, T>& attention,
-                              const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
-                              const TrainingMemory& memory, const GradientsFinal& final = {});
+                              const Span1<const T, Mem>& parameters, Accumulate scale,
+                              const Span1<Accumulate, Mem>& gradients, const TrainingMemory& memory,
+                              const GradientsFinal& final = {});
     /// The elements where the gradients may become final, ascending from 0.
     [[nodiscard]] std::vector<std::int64_t> gradient_cuts() const;
     /// With the layouts of `plan`; if it is gated, scale * d(sum)/d(gate) is added to `dgate` [layers, query heads]
     /// (empty otherwise).
     double loss_and_gradients(const Batch<Mem>& batch, const AttentionPlan<Mem>& plan,
-                              const Span1<const T, Mem>& parameters, T scale, const Span1<T, Mem>& gradients,
-                              const Span2<float, Mem>& dgate, const TrainingMemory& memory);
+                              const Span1<const T, Mem>& parameters, Accumulate scale,
+                              const Span1<Accumulate, Mem>& gradients, const Span2<float, Mem>& dgate,
+                              const TrainingMemory& memory);
 
     /// What loss_and_gradients, or loss if `training` is false, allocates for packs of `tokens` tokens, the operator's
     /// memory among it.

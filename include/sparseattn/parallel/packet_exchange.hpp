@@ -39,7 +39,7 @@ struct HeadSet {
 
 /// One exchange at a time, there (start, finish) or back (start_return, finish_return), without a fixed buffer size:
 /// memory grows to the largest exchange and stays. Between start and finish the object's messages travel: routes and
-/// arrays must stay. T is float or double.
+/// arrays must stay. T is float, bf16 or double.
 template <class Exec, class T>
 class PacketExchange {
   public:

@@ -55,7 +55,11 @@ class ShardExchange {
   private:
     enum class Kind { sum, gather };
     static constexpr int slots = 2;
-    using HostFloats = Kokkos::View<float*, Kokkos::LayoutRight, Kokkos::HostSpace>;
+#if defined(KOKKOS_ENABLE_CUDA)
+    using HostFloats = Array1<float, Kokkos::CudaHostPinnedSpace>;  // copies from and to a device run at full speed
+#else
+    using HostFloats = Array1<float, Kokkos::HostSpace>;
+#endif
 
     struct Round {
         Kind kind;

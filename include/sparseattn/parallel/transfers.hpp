@@ -13,8 +13,8 @@ namespace sparseattn {
 /// one rank to another arrive in the order in which they were posted, if all of them carry the same tag. Arrays longer
 /// than the communicator's chunk go in pieces, so that both sides must set the same chunk.
 ///
-/// T is float or double. Errors: InvalidArgument for bad arguments, Error when MPI reports one. An object that goes
-/// while an exception is on its way leaves its messages behind: the job cannot go on.
+/// T is float, bf16 or double. Errors: InvalidArgument for bad arguments, Error when MPI reports one. An object that
+/// goes while an exception is on its way leaves its messages behind: the job cannot go on.
 class Transfers {
   public:
     explicit Transfers(const Communicator& communicator) : communicator_(communicator) {}

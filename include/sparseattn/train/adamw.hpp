@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sparseattn/core/types.hpp"
+#include "sparseattn/core/workspace.hpp"
 #include "sparseattn/model/parameter_table.hpp"
 #include "sparseattn/parallel/partition.hpp"
 
@@ -66,9 +67,10 @@ struct HostParameters {
     void update(const AdamWUpdate<double>& update, const std::vector<double>& gradient, double sign = 1.0);
 };
 
-/// Sum of squares in double, waits for `exec`: sums of fixed pieces added in a fixed order, so that the result does not
-/// depend on the number of threads.
+/// Sum of squares of all `parts` in double, waits for `exec` once: sums of fixed pieces added in a fixed order, so that
+/// the result does not depend on the number of threads.
 template <class Exec>
-double squared_norm(const Exec& exec, const Span1<const float, typename Exec::memory_space>& values);
+double squared_norm(const Exec& exec, const std::vector<Span1<const float, typename Exec::memory_space>>& parts,
+                    Workspace<typename Exec::memory_space>& workspace);
 
 }  // namespace sparseattn

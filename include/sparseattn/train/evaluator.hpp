@@ -12,6 +12,7 @@
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/io/token_dataset.hpp"
 #include "sparseattn/layout/builders.hpp"
+#include "sparseattn/model/precision.hpp"
 #include "sparseattn/parallel/communicator.hpp"
 #include "sparseattn/sparsity/head_map.hpp"
 
@@ -32,6 +33,7 @@ struct EvaluationOptions {
     std::optional<Granularity> granularity;
     std::string sparse_branch;  // as SparsityOptions has it; empty: the checkpoint's
     std::optional<int> block;
+    std::optional<Precision> precision;
     Implementation implementation = Implementation::automatic;
     int loss_block = 1024;
 };
@@ -39,6 +41,7 @@ struct EvaluationOptions {
 /// Losses in nats per label, NaN where not measured.
 struct EvaluationResult {
     std::int64_t step = 0;  // of the checkpoint
+    Precision precision = Precision::fp32;
     double dense = std::numeric_limits<double>::quiet_NaN();
     double sparse = std::numeric_limits<double>::quiet_NaN();
     double deployed = std::numeric_limits<double>::quiet_NaN();

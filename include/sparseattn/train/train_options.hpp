@@ -8,6 +8,7 @@
 
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/model/config.hpp"
+#include "sparseattn/model/precision.hpp"
 #include "sparseattn/sparsity/sparsity_options.hpp"
 
 namespace sparseattn {
@@ -46,11 +47,12 @@ struct TrainOptions {
     double beta1 = 0.9;
     double beta2 = 0.95;
     double epsilon = 1e-8;
-    double clip_norm = 1.0;           // of the weights' gradient; 0: no clipping
-    bool recompute = false;           // recompute layers in the backward pass
-    int loss_block = 1024;            // tokens whose logits exist at once
-    int max_skipped_steps = 3;        // consecutive non-finite steps that end the run with NumericalError
-    std::filesystem::path init_from;  // checkpoint whose weights (weights_only: and masks) the run starts from
+    double clip_norm = 1.0;                 // of the weights' gradient; 0: no clipping
+    Precision precision = Precision::fp32;  // of the passes
+    bool recompute = false;                 // recompute layers in the backward pass
+    int loss_block = 1024;                  // tokens whose logits exist at once
+    int max_skipped_steps = 3;              // consecutive non-finite steps that end the run with NumericalError
+    std::filesystem::path init_from;        // checkpoint whose weights (weights_only: and masks) the run starts from
 
     // deck section [data]
     int sequence_length = 2048;

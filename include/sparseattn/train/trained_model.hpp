@@ -8,6 +8,7 @@
 #include "sparseattn/core/types.hpp"
 #include "sparseattn/io/checkpoint.hpp"
 #include "sparseattn/model/config.hpp"
+#include "sparseattn/model/precision.hpp"
 
 namespace sparseattn {
 
@@ -15,8 +16,9 @@ namespace sparseattn {
 struct TrainedModel {
     ModelConfig config;
     std::int64_t step = 0;
-    std::uint64_t seed = 1;   // of the run
-    int sequence_length = 0;  // tokens it was trained on at once
+    std::uint64_t seed = 1;                 // of the run
+    int sequence_length = 0;                // tokens it was trained on at once
+    Precision precision = Precision::fp32;  // of the run's passes; the weights are fp32
 };
 
 /// Reads it. CheckpointError naming the entry that is missing or damaged.

@@ -21,25 +21,28 @@ struct ComparisonOptions {
 };
 
 // What one method made of the layer; views hold during the call.
+template <class T>
 struct MethodResult {
     std::size_t method;
     const LayerSelector& selector;
     const BlockLayout<PrefillMem>& layout;
-    AttentionOutputs<float, PrefillMem> outputs;
+    AttentionOutputs<T, PrefillMem> outputs;
 };
 
+// T is float or bf16.
+template <class T>
 class LayerComparison {
   public:
-    using Visit = std::function<void(const MethodResult&)>;
+    using Visit = std::function<void(const MethodResult<T>&)>;
 
     LayerComparison(const PrefillExec& exec, const ComparisonOptions& options) : exec_(exec), options_(options) {}
 
     // Figures of each method; methods[0] is full attention and leaves its result in `out`. Rounds go over all methods
     // in turn, so that a change of the machine's speed meets all of them. `visit` (may be empty) sees each result once.
     std::vector<LayerFigures> compare(int layer, const Sequences<PrefillMem>& sequences,
-                                      const AttentionInputs<float, PrefillMem>& inputs,
-                                      const std::vector<LayerSelector>& methods,
-                                      const HeadsView<float, PrefillMem>& out, const Visit& visit);
+                                      const AttentionInputs<T, PrefillMem>& inputs,
+                                      const std::vector<LayerSelector>& methods, const HeadsView<T, PrefillMem>& out,
+                                      const Visit& visit);
 
     // Bytes held now.
     [[nodiscard]] std::int64_t allocated() const;
@@ -54,13 +57,14 @@ class LayerComparison {
         double selection_seconds = 0;
         double attention_seconds = 0;
     };
-    Timed run(const Sequences<PrefillMem>& sequences, const AttentionInputs<float, PrefillMem>& inputs,
-              const LayerSelector& selector, const AttentionOutputs<float, PrefillMem>& outputs);
+    Timed run(const Sequences<PrefillMem>& sequences, const AttentionInputs<T, PrefillMem>& inputs,
+              const LayerSelector& selector, const AttentionOutputs<T, PrefillMem>& outputs);
 
     PrefillExec exec_;
     ComparisonOptions options_;
     Workspace<PrefillMem> selection_, attention_;
-    Array1<float, PrefillMem> out_, lse_;  // of a method under test
+    Array1<T, PrefillMem> out_;  // of a method under test
+    Array1<float, PrefillMem> lse_;
 };
 
 }  // namespace sparseattn::detail

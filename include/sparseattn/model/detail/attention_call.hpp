@@ -9,18 +9,19 @@ namespace sparseattn::detail {
 // What the backward call reads besides the inputs and, without gates, the output.
 template <class T, class Mem>
 struct SavedBranches {
-    Span2<T, Mem> lse;                       // [tokens, heads] of the full branch
-    Span2<T, Mem> full, sparse, sparse_lse;  // with gates: [tokens, heads * head_dim], the same, [tokens, heads]
+    Span2<accumulate_t<T>, Mem> lse;         // [tokens, heads] of the full branch
+    Span2<T, Mem> full, sparse;              // with gates: [tokens, heads * head_dim]
+    Span2<accumulate_t<T>, Mem> sparse_lse;  // with gates: [tokens, heads]
 };
 template <class T, class Mem>
 SavedBranches<T, Mem> cut_branches(Cutter<Mem>& cut, std::int64_t tokens, std::int64_t heads, std::int64_t head_dim,
                                    bool gated) {
     SavedBranches<T, Mem> saved;
-    saved.lse = cut.template take<T>(tokens, heads);
+    saved.lse = cut.template take<accumulate_t<T>>(tokens, heads);
     if (!gated) return saved;
     saved.full = cut.template take<T>(tokens, heads * head_dim);
     saved.sparse = cut.template take<T>(tokens, heads * head_dim);
-    saved.sparse_lse = cut.template take<T>(tokens, heads);
+    saved.sparse_lse = cut.template take<accumulate_t<T>>(tokens, heads);
     return saved;
 }
 

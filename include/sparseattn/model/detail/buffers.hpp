@@ -32,18 +32,20 @@ struct LayerBuffers {
 // Arrays that live no longer than a layer, and those of the loss.
 template <class T, class Mem>
 struct ScratchBuffers {
-    Span2<T, Mem> cosine, sine;
+    using A = accumulate_t<T>;
+    Span2<A, Mem> cosine, sine;
     Span2<T, Mem> normed;  // forward: input of a product; backward: its gradient, then the input again
     Span2<T, Mem> act;     // likewise, of down_proj
-    Span2<T, Mem> logits;
-    Span1<T, Mem> losses;
+    Span2<A, Mem> logits;
+    Span1<A, Mem> losses;
     Span1<double, Mem> loss_sums;
     Span1<std::int32_t, Mem> first_bad;
     // Backward pass only.
-    Span2<T, Mem> stream;  // gradient of the residual stream
+    Span2<T, Mem> stream;   // gradient of the residual stream
+    Span2<T, Mem> dlogits;  // the logits' memory where the types are the same
     Span2<T, Mem> dattention;
     Span2<T, Mem> dqkv;
-    Span1<T, Mem> norm_partial;
+    Span1<A, Mem> norm_partial;
 };
 
 template <class T, class Mem>

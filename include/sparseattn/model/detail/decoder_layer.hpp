@@ -29,6 +29,7 @@ struct LayerCall {
     Span2<T, Mem> input;  // the residual stream before the layer
     const LayerBuffers<T, Mem>& saved;
     const ScratchBuffers<T, Mem>& scratch;
+    Workspace<Mem>& workspace;  // of the products
 };
 
 // Fills `saved` and writes the residual stream after the layer to `output`, which may be the input's memory. An empty
@@ -39,6 +40,7 @@ void layer_forward(const LayerCall<Exec, T>& call, const Span2<T, typename Exec:
 // Turns scratch.stream from the gradient after the layer into that before it, and adds to the flat gradients.
 // Overwrites part of `saved`.
 template <class Exec, class T>
-void layer_backward(const LayerCall<Exec, T>& call, const Span1<T, typename Exec::memory_space>& gradients);
+void layer_backward(const LayerCall<Exec, T>& call,
+                    const Span1<accumulate_t<T>, typename Exec::memory_space>& gradients);
 
 }  // namespace sparseattn::detail

@@ -1,6 +1,8 @@
 #pragma once
 // The decoder's elementwise layers, forward and backward. Matrices are row-major [tokens, features]; every call is
-// asynchronous on `exec`, and every sum has a fixed order for any number of threads.
+// asynchronous on `exec`, and every sum has a fixed order for any number of threads. Activations, their gradients and
+// parameters are stored as T; arithmetic, gradients of parameters, tables, logits and losses are accumulate_t<T>, and
+// what is stored as T is rounded once.
 
 #include <cstdint>
 
@@ -43,10 +45,11 @@ void rms_norm_backward(const Exec& exec, NormBackward mode, const HeadsView<cons
                        const Span1<const T, typename Exec::memory_space>& weight, double eps,
                        const HeadsView<T, typename Exec::memory_space>& gradient,
                        const Span2<T, typename Exec::memory_space>& dx,
-                       const Span1<T, typename Exec::memory_space>& partial,
-                       const Span1<T, typename Exec::memory_space>& dweight);
+                       const Span1<accumulate_t<T>, typename Exec::memory_space>& partial,
+                       const Span1<accumulate_t<T>, typename Exec::memory_space>& dweight);
 
-// cosine, sine [tokens, d / 2]: of position * theta^(-2 i / d) (arXiv 2104.09864), in double before rounding to T.
+// cosine, sine [tokens, d / 2]: of position * theta^(-2 i / d) (arXiv 2104.09864), in double before rounding to T,
+// float or double.
 template <class Exec, class T>
 void rotary_table(const Exec& exec, const Span1<const std::int32_t, typename Exec::memory_space>& positions,
                   double theta, const Span2<T, typename Exec::memory_space>& cosine,
@@ -56,8 +59,9 @@ enum class Rotation { forward, inverse };
 // Rotates each head of `values` in place, pairing channels i and i + d / 2 as Hugging Face does. The inverse rotation
 // is the backward pass.
 template <class Exec, class T>
-void rotary(const Exec& exec, Rotation rotation, const Span2<const T, typename Exec::memory_space>& cosine,
-            const Span2<const T, typename Exec::memory_space>& sine,
+void rotary(const Exec& exec, Rotation rotation,
+            const Span2<const accumulate_t<T>, typename Exec::memory_space>& cosine,
+            const Span2<const accumulate_t<T>, typename Exec::memory_space>& sine,
             const HeadsView<T, typename Exec::memory_space>& values);
 
 // act = silu(gate) up, with gate and up the left and right halves of gate_up [tokens, 2 n].
@@ -78,7 +82,7 @@ void embedding(const Exec& exec, const Span1<const std::int32_t, typename Exec::
 template <class Exec, class T>
 void embedding_backward(const Exec& exec, const Span1<const std::int32_t, typename Exec::memory_space>& tokens,
                         const Span2<const T, typename Exec::memory_space>& dx,
-                        const Span2<T, typename Exec::memory_space>& dtable);
+                        const Span2<accumulate_t<T>, typename Exec::memory_space>& dtable);
 
 // first_bad(0) = first position whose token is outside [0, vocab_size) or whose label is outside [-1, vocab_size), or
 // the number of tokens if there is none.
@@ -87,16 +91,18 @@ void check_batch(const Exec& exec, const Span1<const std::int32_t, typename Exec
                  const Span1<const std::int32_t, typename Exec::memory_space>& labels, int vocab_size,
                  const Span1<std::int32_t, typename Exec::memory_space>& first_bad);
 
-// losses[r] = -log softmax(logits[r])[labels[r]], 0 where the label is not in the vocabulary.
-template <class Exec, class T>
-void cross_entropy(const Exec& exec, const Span2<const T, typename Exec::memory_space>& logits,
+// losses[r] = -log softmax(logits[r])[labels[r]], 0 where the label is not in the vocabulary. A is float or double.
+template <class Exec, class A>
+void cross_entropy(const Exec& exec, const Span2<const A, typename Exec::memory_space>& logits,
                    const Span1<const std::int32_t, typename Exec::memory_space>& labels,
-                   const Span1<T, typename Exec::memory_space>& losses);
-// As above, and logits become scale * d(losses[r])/d(logits[r]).
+                   const Span1<A, typename Exec::memory_space>& losses);
+// As above, and gradient = scale * d(losses[r])/d(logits[r]); may be the memory of `logits`, which is overwritten.
 template <class Exec, class T>
-void cross_entropy_and_gradient(const Exec& exec, const Span2<T, typename Exec::memory_space>& logits,
-                                const Span1<const std::int32_t, typename Exec::memory_space>& labels, T scale,
-                                const Span1<T, typename Exec::memory_space>& losses);
+void cross_entropy_and_gradient(const Exec& exec, const Span2<accumulate_t<T>, typename Exec::memory_space>& logits,
+                                const Span1<const std::int32_t, typename Exec::memory_space>& labels,
+                                accumulate_t<T> scale,
+                                const Span1<accumulate_t<T>, typename Exec::memory_space>& losses,
+                                const Span2<T, typename Exec::memory_space>& gradient);
 
 // Sums of 256 losses each, in double.
 inline constexpr int loss_chunk = 256;
@@ -106,6 +112,11 @@ constexpr std::int64_t loss_chunks(std::int64_t tokens) {
 template <class Exec, class T>
 void sum_losses(const Exec& exec, const Span1<const T, typename Exec::memory_space>& losses,
                 const Span1<double, typename Exec::memory_space>& sums);
+
+// to = from, rounded to bf16.
+template <class Exec>
+void round_array(const Exec& exec, const Span1<const float, typename Exec::memory_space>& from,
+                 const Span1<bf16, typename Exec::memory_space>& to);
 
 // to += from.
 template <class Exec, class T>

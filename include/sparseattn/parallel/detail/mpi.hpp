@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/core/types.hpp"
 
 namespace sparseattn::detail {
 
@@ -28,6 +29,7 @@ MPI_Datatype mpi_type() {
     if constexpr (std::is_same_v<T, std::int32_t>) return MPI_INT32_T;
     if constexpr (std::is_same_v<T, std::int64_t>) return MPI_INT64_T;
     if constexpr (std::is_same_v<T, char>) return MPI_CHAR;
+    if constexpr (std::is_same_v<T, bf16>) return MPI_UINT16_T;  // moved, not added
 }
 
 /// Calls body(first element, int count) on pieces that MPI can count.

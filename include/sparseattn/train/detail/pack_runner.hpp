@@ -3,12 +3,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
+#include <utility>
 #include <vector>
 
 #include "sparseattn/io/packed_batch.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/model/decoder.hpp"
+#include "sparseattn/model/precision.hpp"
 #include "sparseattn/model/selected_attention.hpp"
 #include "sparseattn/model/sequence_parallel.hpp"
 #include "sparseattn/parallel/process_grid.hpp"
@@ -27,6 +28,7 @@ struct PackSettings {
     SparseBranch sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
     bool gpu_aware = false;  // MPI takes pointers to device memory
+    Precision precision = Precision::fp32;
 };
 
 [[nodiscard]] PackSettings pack_settings(const TrainOptions& options);
@@ -45,43 +47,43 @@ struct PackSettings {
 // What several ranks compute together in every layer of a pack; `gate` of query heads, empty: every head dense.
 [[nodiscard]] SequenceParallelTask spread_task(const PackSettings& settings, std::vector<float> gate);
 
-// Work on a pack is shared by the ranks of a sequence group, each with its tokens; all of them call with the same pack.
+// The decoder and its operators in one precision. Work on a pack is shared by the ranks of a sequence group, each with
+// its tokens; all of them call with the same pack.
 class PackRunner {
   public:
-    PackRunner(const TrainExec& exec, const ModelConfig& config, const PackSettings& settings, ProcessGrid grid);
+    [[nodiscard]] static std::unique_ptr<PackRunner> make(const TrainExec& exec, const ModelConfig& config,
+                                                          const PackSettings& settings, ProcessGrid grid);
+    virtual ~PackRunner() = default;
+    PackRunner(const PackRunner&) = delete;
+    PackRunner& operator=(const PackRunner&) = delete;
+
+    [[nodiscard]] virtual const ParameterTable& table() const = 0;
+    // As Decoder's.
+    [[nodiscard]] virtual std::vector<std::int64_t> gradient_cuts() const = 0;
+    [[nodiscard]] const ProcessGrid& grid() const { return grid_; }
 
     // Labels that count, of this rank's tokens.
     [[nodiscard]] std::int64_t count_labels(const PackedTokens& pack) const;
 
+    // The weights of the passes to come, [table().total()]: they are read in place, or rounded to the precision now,
+    // so that this comes again whenever they have changed.
+    virtual void use(const Array1<float, TrainMem>& weights) = 0;
+
     // Sum of the negative log likelihoods of this rank's labels. `gates` of the key/value heads; null: every head
     // dense.
-    double loss(const PackedTokens& pack, const HeadMap* gates, const Span1<const float, TrainMem>& parameters);
+    virtual double loss(const PackedTokens& pack, const HeadMap* gates) = 0;
 
     // As loss; adds scale * gradient to `gradients`, saying when they are final, and puts scale * d(sum over the
     // group)/d(gates) into `dgates` when gated.
-    double loss_and_gradients(const PackedTokens& pack, const HeadMap* gates,
-                              const Span1<const float, TrainMem>& parameters, double scale,
-                              const Span1<float, TrainMem>& gradients, HeadMap& dgates,
-                              const GradientsFinal& final = {});
+    virtual double loss_and_gradients(const PackedTokens& pack, const HeadMap* gates, double scale,
+                                      const Span1<float, TrainMem>& gradients, HeadMap& dgates,
+                                      const GradientsFinal& final = {}) = 0;
 
-    [[nodiscard]] const Decoder<TrainExec, float>& decoder() const { return decoder_; }
-    [[nodiscard]] const ProcessGrid& grid() const { return grid_; }
+  protected:
+    explicit PackRunner(ProcessGrid grid) : grid_(std::move(grid)) {}
 
   private:
-    // work(batch, attention) with the operator for these gates.
-    template <class Work>
-    double with_attention(const PackedTokens& pack, const HeadMap* gates, const Work& work);
-    [[nodiscard]] std::vector<float> gate_gradients();
-
-    TrainExec exec_;
-    PackSettings settings_;
     ProcessGrid grid_;
-    Decoder<TrainExec, float> decoder_;
-    std::unique_ptr<SequenceParallelAttention<TrainExec, float>> spread_;  // where several ranks share a pack
-    PlannedAttention<TrainExec, float> planned_;                           // otherwise
-    std::optional<SelectedAttention<TrainExec, float>> selected_;          // of a sparse branch that selects
-    Array2<float, TrainMem> gate_;                                         // of these two, [layers, query heads]
-    Array2<float, TrainMem> dgate_;                                        // the same
 };
 
 }  // namespace sparseattn::detail

@@ -9,9 +9,9 @@
 
 namespace sparseattn::detail {
 
-// The weights' buckets: they begin where the backward pass completes gradients.
-[[nodiscard]] FlatShards weight_shards(const Decoder<TrainExec, float>& decoder, std::int64_t bucket_bytes, int rank,
-                                       int ranks);
+// The weights' buckets: they begin where the backward pass completes gradients, at some of Decoder::gradient_cuts().
+[[nodiscard]] FlatShards weight_shards(const ParameterTable& table, const std::vector<std::int64_t>& gradient_cuts,
+                                       std::int64_t bucket_bytes, int rank, int ranks);
 
 // One step: clear(); backward passes into gradients(), the last one with during_backward(); sum(); update(). Members
 // without another note are collective.
@@ -28,10 +28,11 @@ class ShardedUpdate {
     [[nodiscard]] GradientsFinal during_backward();
     // Waits for the sums; those that are not started yet are.
     void sum();
-    // Sum of squares of the own shares of gradients(). Local.
-    [[nodiscard]] double squared_norm() const;
+    // Sum of squares of the own shares of gradients(); waits for the execution space. Local.
+    [[nodiscard]] double squared_norm();
 
-    // Updates the own shares of `parameters` [total] with the moments [shards().packed_size()], and gathers.
+    // Updates the own shares of `parameters` [total] with the moments [shards().packed_size()], and gathers; for work
+    // on the execution space.
     void update(const ParameterTable& table, const AdamWUpdate<float>& update, const Span1<float, TrainMem>& parameters,
                 const Span1<float, TrainMem>& m, const Span1<float, TrainMem>& v);
     // Gives every rank the others' shares of `parameters`.
@@ -49,7 +50,8 @@ class ShardedUpdate {
     TrainExec exec_;
     ShardExchange<TrainExec> exchange_;
     Array1<float, TrainMem> gradients_;
-    int next_ = -1;  // the bucket whose sum is started next; they go downward
+    Workspace<TrainMem> workspace_;  // of squared_norm()
+    int next_ = -1;                  // the bucket whose sum is started next; they go downward
 };
 
 }  // namespace sparseattn::detail
