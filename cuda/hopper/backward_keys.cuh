@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(384, 1)
         barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
         for (int group = 0; group < 2; ++group) {
             barrier_init(&shared.dquery_full[group], 128);
-            barrier_init(&shared.dquery_empty[group], 1);
+            barrier_init(&shared.dquery_empty[group], releasing_lanes);
         }
         for (int stage = 0; stage < Pass::stages; ++stage) {
             barrier_init(&shared.full[stage], 1);

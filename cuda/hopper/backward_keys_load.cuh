@@ -172,9 +172,8 @@ struct KeyPassLoad {
                 bulk_add_f32(sums + (split_keys ? group * floats : 0), shared.dquery[group], floats * 4);
                 bulk_commit();
                 bulk_wait_read<0>();
-                barrier_arrive(&shared.dquery_empty[group]);
             }
-            __syncwarp();
+            warp_release(&shared.dquery_empty[group], static_cast<int>(threadIdx.x) % 32);
         }
         bulk_wait<0>();
     }
