@@ -33,11 +33,11 @@ struct BackwardShape {
 
 /// scores = (16 own rows) (a step of the other side)^T.
 template <class Shape>
-__device__ __forceinline__ void multiply_own(float (&scores)[Shape::step / 2], std::uint32_t own, std::uint32_t step,
+__device__ __forceinline__ void multiply_own(float (&scores)[1][Shape::step / 2], std::uint32_t own, std::uint32_t step,
                                              int first, int lane) {
     const auto address = left_address<Shape::head_dim>(own, first, lane);
     multiply_rows<Shape::head_dim, Shape::step, (Shape::head_dim > 96 ? 4 : Shape::head_dim / 16)>(
-        scores, [&](std::uint32_t(&a)[4], int k) { load_matrices(a, address.at(k)); }, step, lane);
+        scores, [&](std::uint32_t(&a)[4], int, int k) { load_matrices(a, address.at(k)); }, step, lane);
 }
 
 // --- dQ ---------------------------------------------------------------------------------------------------------
@@ -64,16 +64,6 @@ struct OwnRows {
     }
 };
 
-template <class Shape>
-__device__ __forceinline__ void load_keys(const BackwardArgs& args, const KeyTile& tile, std::uint32_t stage,
-                                          int key_begin, int key_head) {
-    const auto token = [&](int row) {
-        return row < tile.count ? static_cast<std::int64_t>(key_begin) + tile.key(row) : std::int64_t{-1};
-    };
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.key, key_head, token);
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.value, key_head, token);
-}
-
 /// One thread block a tile of 64 queries (x) and head (y).
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __grid_constant__ BackwardArgs args) {
@@ -96,18 +86,22 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
     unsigned open = (1u << args.branches) - 1;
     if (args.gate != nullptr) open = (args.gate[head] != 0.0f ? 1u : 0u) | (args.gate[head] != 1.0f ? 2u : 0u);
     KeyWalk<N> walk(args.branch, open, span, head, row, first, first + valid);
-    const auto own_token = [&](int r) { return r < valid ? token + r : std::int64_t{-1}; };
-    load_tile<D, Shape::own, Shape::threads>(queries, args.query, head, own_token);
-    load_tile<D, Shape::own, Shape::threads>(douts, args.dout, head, own_token);
+    load_tile<D, Shape::own, Shape::threads>(queries, args.query, head, token, valid);
+    load_tile<D, Shape::own, Shape::threads>(douts, args.dout, head, token, valid);
     KeyTile next = walk.next();
-    if (next.count > 0) load_keys<Shape>(args, next, ring, span.key_begin, key_head);
-    copy_commit();
+    const auto load = [&](std::uint32_t to, const KeyTile& tile) {
+        if (tile.count > 0) {
+            load_keys<D, N, Shape::threads>(to, args.key, tile, span.key_begin, key_head);
+            load_keys<D, N, Shape::threads>(to + Shape::step_bytes, args.value, tile, span.key_begin, key_head);
+        }
+        copy_commit();
+    };
+    load(ring, next);
 
     OwnRows rows;
     const int thread_row = first + 16 * warp + lane / 4;
-    float dq[D / 2];
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) dq[i] = 0;
+    float dq[1][D / 2];
+    clear(dq);
     for (int stage = 0; next.count > 0; stage ^= 1) {
         const KeyTile tile = next;
         const std::uint32_t keys = ring + stage * Shape::stage_bytes, values = keys + Shape::step_bytes;
@@ -115,28 +109,25 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
         if (tile.branch != rows.branch) rows.enter(args, tile.branch, span, head, thread_row);
         copy_wait<0>();
         __syncthreads();  // all have their share of this step and are done with the one before
-        if (next.count > 0) {
-            load_keys<Shape>(args, next, ring + (stage ^ 1) * Shape::stage_bytes, span.key_begin, key_head);
-        }
-        copy_commit();
-        float s[N / 2], dp[N / 2];
-        std::uint32_t ds[N / 4];
+        load(ring + (stage ^ 1) * Shape::stage_bytes, next);
+        float s[1][N / 2], dp[1][N / 2];
+        std::uint32_t ds[1][N / 4];
         multiply_own<Shape>(s, queries, keys, 16 * warp, lane);
         if (tile.singles != nullptr || !rows.rule.all_visible(first, first + valid, tile.begin, tile.begin + N)) {
-            mask_scores<N>(s, rows.rule, thread_row, lane, [&](int column) { return tile.key(column); });
+            mask_scores<N>(s[0], rows.rule, thread_row, lane, [&](int column) { return tile.key(column); });
         }
         multiply_own<Shape>(dp, douts, values, 16 * warp, lane);
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
-            const float p = exp2_fast(fmaf(s[i], args.scale_log2, -rows.lse[i / 2 % 2]));
-            dp[i] = p * (dp[i] - rows.delta[i / 2 % 2]);
+            const float p = exp2_fast(fmaf(s[0][i], args.scale_log2, -rows.lse[i / 2 % 2]));
+            dp[0][i] = p * (dp[0][i] - rows.delta[i / 2 % 2]);
         }
-        pack(ds, dp);
+        pack(ds[0], dp[0]);
         accumulate_rows<D, D, N>(dq, ds, keys, 0, lane);
     }
     copy_wait<0>();
     const float factor[2] = {args.scale, args.scale};
-    store_sums<D>(dq, factor, args.dq, head, token, 16 * warp, valid, 0, lane);
+    store_sums<D>(dq[0], factor, args.dq, head, token, 16 * warp, valid, 0, lane);
 }
 
 // --- dK, dV -----------------------------------------------------------------------------------------------------
@@ -144,17 +135,16 @@ __global__ void __launch_bounds__(Shape::threads, 1) query_pass_kernel(const __g
 template <class Shape>
 __device__ __forceinline__ void load_queries(const BackwardArgs& args, const QueryTile& tile, std::uint32_t stage,
                                              const SequenceSpan& span) {
-    const auto token = [&](int row) {
-        return tile.begin + row < span.queries ? static_cast<std::int64_t>(span.query_begin) + tile.begin + row
-                                               : std::int64_t{-1};
-    };
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.query, tile.head, token);
-    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.dout, tile.head, token);
+    const std::int64_t token = static_cast<std::int64_t>(span.query_begin) + tile.begin;
+    const int count = min(Shape::step, span.queries - tile.begin);
+    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage, args.query, tile.head, token, count);
+    load_tile<Shape::head_dim, Shape::step, Shape::threads>(stage + Shape::step_bytes, args.dout, tile.head, token,
+                                                            count);
     if (threadIdx.x < Shape::step) {
-        const std::int64_t from = token(static_cast<int>(threadIdx.x));
+        const int row = static_cast<int>(threadIdx.x);
         const float2* rows = args.branch[tile.branch].rows + static_cast<std::int64_t>(tile.head) * args.batch.queries;
-        copy_8(stage + Shape::rows_at + threadIdx.x * static_cast<unsigned>(sizeof(float2)), rows + max(from, 0l),
-               from >= 0);
+        copy_8(stage + Shape::rows_at + row * static_cast<int>(sizeof(float2)), rows + (row < count ? token + row : 0),
+               row < count);
     }
 }
 
@@ -195,16 +185,15 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
     const std::int64_t token = span.key_begin + first;
 
     QueryWalk<N> walk(args, span, key_head, block, first, first + valid);
-    const auto own_token = [&](int r) { return r < valid ? token + r : std::int64_t{-1}; };
-    load_tile<D, Shape::own, Shape::threads>(keys, args.key, key_head, own_token);
-    load_tile<D, Shape::own, Shape::threads>(values, args.value, key_head, own_token);
+    load_tile<D, Shape::own, Shape::threads>(keys, args.key, key_head, token, valid);
+    load_tile<D, Shape::own, Shape::threads>(values, args.value, key_head, token, valid);
     QueryTile next = walk.next();
     if (next.begin >= 0) load_queries<Shape>(args, next, ring, span);
     copy_commit();
 
-    float dk[C / 2], dv[C / 2];
-#pragma unroll
-    for (int i = 0; i < C / 2; ++i) dk[i] = dv[i] = 0;
+    float dk[1][C / 2], dv[1][C / 2];
+    clear(dk);
+    clear(dv);
     for (int stage = 0; next.begin >= 0; stage ^= 1) {
         const QueryTile tile = next;
         const std::uint32_t at = ring + stage * Shape::stage_bytes, queries = at, douts = at + Shape::step_bytes;
@@ -214,39 +203,43 @@ __global__ void __launch_bounds__(Shape::threads, 1) key_pass_kernel(const __gri
         __syncthreads();  // all have their share of this step and are done with the one before
         if (next.begin >= 0) load_queries<Shape>(args, next, ring + (stage ^ 1) * Shape::stage_bytes, span);
         copy_commit();
-        float s[N / 2], dp[N / 2];
-        std::uint32_t packed[N / 4];
+        float s[1][N / 2], dp[1][N / 2];
+        std::uint32_t packed[1][N / 4];
         multiply_own<Shape>(s, keys, queries, own_first, lane);
         const Layout& lists = args.branch[tile.branch].layout;
         const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[tile.head]};
         if (tile.keys != QueryTile::all_keys ||
             !rule.all_visible(tile.begin, min(tile.begin + N, span.queries), first, first + valid)) {
-            mask_transposed<N>(s, rule, tile, first + own_first + lane / 4, lane);
+            mask_transposed<N>(s[0], rule, tile, first + own_first + lane / 4, lane);
         }
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
             const float4 pair = rows[4 * n];  // lse and delta of two queries
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                s[4 * n + i] = exp2_fast(fmaf(s[4 * n + i], args.scale_log2, i % 2 == 0 ? -pair.x : -pair.z));
+                float& p = s[0][4 * n + i];
+                p = exp2_fast(fmaf(p, args.scale_log2, i % 2 == 0 ? -pair.x : -pair.z));
             }
         }
-        pack(packed, s);
+        pack(packed[0], s[0]);
         accumulate_rows<D, C, N>(dv, packed, douts, channel, lane);
         multiply_own<Shape>(dp, values, douts, own_first, lane);
 #pragma unroll
         for (int n = 0; n < N / 8; ++n) {
             const float4 pair = rows[4 * n];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) dp[4 * n + i] = s[4 * n + i] * (dp[4 * n + i] - (i % 2 == 0 ? pair.y : pair.w));
+            for (int i = 0; i < 4; ++i) {
+                float& ds = dp[0][4 * n + i];
+                ds = s[0][4 * n + i] * (ds - (i % 2 == 0 ? pair.y : pair.w));
+            }
         }
-        pack(packed, dp);
+        pack(packed[0], dp[0]);
         accumulate_rows<D, C, N>(dk, packed, queries, channel, lane);
     }
     copy_wait<0>();
     const float scale[2] = {args.scale, args.scale}, one[2] = {1, 1};
-    store_sums<C>(dk, scale, args.dk, key_head, token, own_first, valid, channel, lane);
-    store_sums<C>(dv, one, args.dv, key_head, token, own_first, valid, channel, lane);
+    store_sums<C>(dk[0], scale, args.dk, key_head, token, own_first, valid, channel, lane);
+    store_sums<C>(dv[0], one, args.dv, key_head, token, own_first, valid, channel, lane);
 }
 
 // --- Launches ---------------------------------------------------------------------------------------------------

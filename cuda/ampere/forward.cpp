@@ -8,10 +8,11 @@ namespace {
 
 template <int HeadDim>
 cudaError_t launch(const ForwardParams& params) {
-    if constexpr (forward_warps(HeadDim, 128) == 8) {
-        if (params.layout.block == 128) return launch_forward<HeadDim, 8>(params);
+    // with 256 channels, 128 queries and their keys and values would not fit into the 99 KiB that every device has
+    if constexpr (HeadDim <= 128) {
+        if (params.layout.block == 128) return launch_forward<HeadDim, 128>(params);
     }
-    return launch_forward<HeadDim, 4>(params);
+    return launch_forward<HeadDim, 64>(params);
 }
 
 cudaError_t launch(const ForwardParams& params) {

@@ -1,8 +1,8 @@
 #pragma once
 /// \file
 /// Block-sparse attention forward with the matrix product of a warp: a thread block has one tile of queries of one
-/// head, each warp 16 of them; keys and values pass through a ring of two steps in shared memory, filled by
-/// asynchronous copies one step ahead; probabilities stay in registers.
+/// head, each warp 16 or 32 of them. Keys and values of a step have one place each in shared memory: the copy of the
+/// values runs under the scores and their softmax, that of the next keys under the product with the values. Probabilities stay in registers.
 
 #include <cmath>
 
@@ -12,19 +12,18 @@
 
 namespace sparseattn::cuda::ampere {
 
-template <int HeadDim, int Warps>
+template <int HeadDim, int Queries>
 struct ForwardShape {
     static constexpr int head_dim = HeadDim;
-    static constexpr int queries = 16 * Warps;
-    static constexpr int keys = step_keys(HeadDim);
-    static constexpr int threads = 32 * Warps;
-    static constexpr bool held = HeadDim <= 128;  // queries stay in registers and pass through the ring on their way
+    static constexpr int queries = Queries;
+    static constexpr int tiles = HeadDim <= 128 ? 2 : 1;   // of 16 queries, of a warp
+    static constexpr int keys = HeadDim <= 128 ? 64 : 32;  // of a step: as many as leave registers for the sums
+    static constexpr int threads = 32 * Queries / (16 * tiles);
+    static constexpr bool held = HeadDim <= 64;  // queries stay in registers
+    static constexpr int query_bytes = Queries * TileMap<HeadDim>::row_bytes;
     static constexpr int tile_bytes = keys * TileMap<HeadDim>::row_bytes;
-    static constexpr int stage_bytes = 2 * tile_bytes;  // keys, values
-    static constexpr int query_bytes = queries * TileMap<HeadDim>::row_bytes;
-    static constexpr int query_at = held ? stage_bytes : 2 * stage_bytes;  // the second stage is filled later
-    static constexpr int bytes = held ? 2 * stage_bytes : 2 * stage_bytes + query_bytes;
-    static_assert(!held || query_bytes <= stage_bytes);
+    static constexpr int bytes = query_bytes + 2 * tile_bytes;
+    static_assert(bytes <= 99 * 1024);  // what every device since 8.0 has
 };
 
 struct ForwardArgs {
@@ -37,16 +36,6 @@ struct ForwardArgs {
     int group;          // query heads per key head
     float scale, scale_log2;
 };
-
-template <class Shape>
-__device__ __forceinline__ void load_keys(const ForwardArgs& args, const KeyTile& tile, std::uint32_t stage,
-                                          int key_begin, int key_head) {
-    const auto token = [&](int row) {
-        return row < tile.count ? static_cast<std::int64_t>(key_begin) + tile.key(row) : std::int64_t{-1};
-    };
-    load_tile<Shape::head_dim, Shape::keys, Shape::threads>(stage, args.key, key_head, token);
-    load_tile<Shape::head_dim, Shape::keys, Shape::threads>(stage + Shape::tile_bytes, args.value, key_head, token);
-}
 
 /// Writes out and lse of a warp's queries [first, first + 16) of the tile.
 template <class Shape>
@@ -71,9 +60,10 @@ __device__ __forceinline__ void store_rows(const ForwardArgs& args, const float 
 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid_constant__ ForwardArgs args) {
-    constexpr int D = Shape::head_dim, N = Shape::keys;
+    constexpr int D = Shape::head_dim, N = Shape::keys, Tiles = Shape::tiles;
     extern __shared__ __align__(128) unsigned char raw[];
-    const std::uint32_t shared = shared_address(raw);
+    const std::uint32_t shared = shared_address(raw), keys = shared + Shape::query_bytes;
+    const std::uint32_t values = keys + Shape::tile_bytes;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.y, key_head = head / args.group;
     const Layout& layout = args.branch.layout;
     // last rows first: those of a causal layout are the longest
@@ -87,63 +77,71 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
 
     const unsigned open = args.gate != nullptr && args.gate[head] == args.closed ? 0 : 1;
     KeyWalk<N> walk(&args.branch, open, span, head, row, first, first + valid);
-    load_tile<D, Shape::queries, Shape::threads>(shared + Shape::query_at, args.query, head,
-                                                 [&](int r) { return r < valid ? token + r : std::int64_t{-1}; });
-    copy_commit();
+    load_tile<D, Shape::queries, Shape::threads>(shared, args.query, head, token, valid);
     KeyTile next = walk.next();
-    if (next.count > 0) load_keys<Shape>(args, next, shared, span.key_begin, key_head);
-    copy_commit();
-    copy_wait<1>();
-    __syncthreads();
-    const auto query = left_address<D>(shared + Shape::query_at, 16 * warp, lane);
-    std::uint32_t held[Shape::held ? D / 16 : 1][4];
+    const auto load = [&](std::uint32_t to, const Heads& array, const KeyTile& tile) {
+        if (tile.count > 0) load_keys<D, N, Shape::threads>(to, array, tile, span.key_begin, key_head);
+        copy_commit();
+    };
+    load(keys, args.key, next);
+    const int warp_first = 16 * Tiles * warp;
+    const auto query = left_address<D>(shared, warp_first, lane);
+    std::uint32_t held[Tiles][Shape::held ? D / 16 : 1][4];
     if constexpr (Shape::held) {
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) load_matrices(held[k], query.at(k));
+        copy_wait<0>();
+        __syncthreads();
+        load_fragments<D>(held, query);
     }
 
-    const TokenRule rule{span.queries, span.keys, layout.causal, layout.windows[head]};
-    const int thread_row = first + 16 * warp + lane / 4;
-    float o[D / 2];
-#pragma unroll
-    for (int i = 0; i < D / 2; ++i) o[i] = 0;
-    RowState state;
-    for (int step = 0; next.count > 0; ++step) {
+    const TokenRule& rule = walk.rule();
+    const int thread_row = first + warp_first + lane / 4;
+    float o[Tiles][D / 2];
+    clear(o);
+    RowState state[Tiles];
+    while (next.count > 0) {
         const KeyTile tile = next;
-        const std::uint32_t keys = shared + step % 2 * Shape::stage_bytes;
-        next = walk.next();
         copy_wait<0>();
-        __syncthreads();  // all have their share of this step and are done with the one before
-        if (next.count > 0) {
-            load_keys<Shape>(args, next, shared + (step + 1) % 2 * Shape::stage_bytes, span.key_begin, key_head);
-        }
-        copy_commit();
-        float s[N / 2], shrink[2];
-        std::uint32_t p[N / 4];
-        const auto left = [&](std::uint32_t(&a)[4], int k) {
+        __syncthreads();  // all have their share of the keys and are done with the values before
+        load(values, args.value, tile);
+        next = walk.next();
+        float s[Tiles][N / 2];
+        std::uint32_t p[Tiles][N / 4];
+        const auto left = [&](std::uint32_t(&a)[4], int t, int k) {
             if constexpr (Shape::held) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) a[i] = held[k][i];
+                for (int i = 0; i < 4; ++i) a[i] = held[t][k][i];
             } else {
-                load_matrices(a, query.at(k));
+                load_matrices(a, query.at(k) + t * 16 * TileMap<D>::row_bytes);
             }
         };
         multiply_rows<D, N, Shape::held ? D / 16 : 4>(s, left, keys, lane);
-        if (tile.singles != nullptr || !rule.all_visible(first, first + valid, tile.begin, tile.begin + N)) {
-            mask_scores<N>(s, rule, thread_row, lane, [&](int column) { return tile.key(column); });
+        const bool masked =
+            tile.singles != nullptr || !rule.all_visible(first, first + valid, tile.begin, tile.begin + N);
+#pragma unroll
+        for (int t = 0; t < Tiles; ++t) {
+            if (masked) {
+                mask_scores<N>(s[t], rule, thread_row + 16 * t, lane, [&](int column) { return tile.key(column); });
+            }
+            float shrink[2];
+            online_softmax(s[t], state[t], args.scale_log2, shrink);
+            rescale(o[t], shrink);
+            pack(p[t], s[t]);
         }
-        online_softmax(s, state, args.scale_log2, shrink);
-        rescale(o, shrink);
-        pack(p, s);
-        accumulate_rows<D, D, N>(o, p, keys + Shape::tile_bytes, 0, lane);
+        copy_wait<0>();
+        __syncthreads();  // all have their share of the values and are done with the keys
+        load(keys, args.key, next);
+        accumulate_rows<D, D, N>(o, p, values, 0, lane);
     }
     copy_wait<0>();
-    store_rows<Shape>(args, o, state, head, token, 16 * warp, valid, lane);
+#pragma unroll
+    for (int t = 0; t < Tiles; ++t) {
+        store_rows<Shape>(args, o[t], state[t], head, token, warp_first + 16 * t, valid, lane);
+    }
 }
 
-template <int HeadDim, int Warps>
+template <int HeadDim, int Queries>
 cudaError_t launch_forward(const ForwardParams& params) {
-    using Shape = ForwardShape<HeadDim, Warps>;
+    using Shape = ForwardShape<HeadDim, Queries>;
     const ForwardArgs args{params.batch,  {params.layout, {}, nullptr},
                            params.query,  params.key,
                            params.value,  params.out,

@@ -2,7 +2,7 @@
 
 namespace sparseattn::cuda::ampere {
 
-template cudaError_t launch_forward<128, 4>(const ForwardParams&);
-template cudaError_t launch_forward<128, 8>(const ForwardParams&);
+template cudaError_t launch_forward<128, 64>(const ForwardParams&);
+template cudaError_t launch_forward<128, 128>(const ForwardParams&);
 
 }  // namespace sparseattn::cuda::ampere

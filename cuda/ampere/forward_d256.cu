@@ -2,6 +2,6 @@
 
 namespace sparseattn::cuda::ampere {
 
-template cudaError_t launch_forward<256, 4>(const ForwardParams&);
+template cudaError_t launch_forward<256, 64>(const ForwardParams&);
 
 }  // namespace sparseattn::cuda::ampere

@@ -2,7 +2,7 @@
 
 namespace sparseattn::cuda::ampere {
 
-template cudaError_t launch_forward<32, 4>(const ForwardParams&);
-template cudaError_t launch_forward<32, 8>(const ForwardParams&);
+template cudaError_t launch_forward<32, 64>(const ForwardParams&);
+template cudaError_t launch_forward<32, 128>(const ForwardParams&);
 
 }  // namespace sparseattn::cuda::ampere

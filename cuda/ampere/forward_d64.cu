@@ -2,7 +2,7 @@
 
 namespace sparseattn::cuda::ampere {
 
-template cudaError_t launch_forward<64, 4>(const ForwardParams&);
-template cudaError_t launch_forward<64, 8>(const ForwardParams&);
+template cudaError_t launch_forward<64, 64>(const ForwardParams&);
+template cudaError_t launch_forward<64, 128>(const ForwardParams&);
 
 }  // namespace sparseattn::cuda::ampere

@@ -50,6 +50,17 @@ struct KeyTile {
     }
 };
 
+/// Copies the rows of a tile of keys, or their values, to shared memory.
+template <int D, int Rows, int Threads>
+__device__ __forceinline__ void load_keys(std::uint32_t to, const Heads& array, const KeyTile& tile, int key_begin,
+                                          int key_head) {
+    if (tile.singles == nullptr) {
+        load_tile<D, Rows, Threads>(to, array, key_head, static_cast<std::int64_t>(key_begin) + tile.begin, tile.count);
+    } else {
+        gather_tile<D, Rows, Threads>(to, array, key_head, key_begin, tile.singles, tile.count);
+    }
+}
+
 /// Walks the keys of queries [first, last) of one row and head: blocks, then single keys, of each open branch.
 template <int Keys>
 class KeyWalk {
@@ -61,6 +72,9 @@ class KeyWalk {
         rule_.queries = span.queries;
         rule_.keys = span.keys;
     }
+
+    /// Of the branch that the last tile was of.
+    __device__ __forceinline__ const TokenRule& rule() const { return rule_; }
 
     __device__ __forceinline__ KeyTile next() {
         for (;;) {

@@ -31,7 +31,8 @@ __device__ __forceinline__ SeenKeys seen_by_all(const TokenRule& rule, int first
 }
 
 /// Hides what the token rule hides in a tile of key blocks. `keys_of(half)`: of the thread's first and second row.
-template <int Scores, class KeysOf>
+/// `Ends`: only the ends matter, as where no window begins in the tile.
+template <bool Ends, int Scores, class KeysOf>
 __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& keys_of, TileKeys where, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -44,7 +45,8 @@ __device__ __forceinline__ void mask_blocks(float (&s)[Scores], const KeysOf& ke
             for (int i = 0; i < 16; ++i) {
                 const int key = 8 * (i / 2) + i % 2;
                 float& score = s[32 * run + 4 * (i / 2) + 2 * half + i % 2];
-                if (!(key < run_end && (key < run_sink || key >= run_begin))) score = -INFINITY;
+                const bool kept = key < run_end && (Ends || key < run_sink || key >= run_begin);
+                if (!kept) score = -INFINITY;
             }
         }
     }
@@ -83,7 +85,11 @@ __device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const Keys
         mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
         return Shape::keys;
     }
-    mask_blocks(s, keys_of, where, lane);
+    const int begin = max(keys_of(0).begin, keys_of(1).begin);
+    if (__all_sync(0xffffffffu, begin <= min(where.low, where.high)))
+        mask_blocks<true>(s, keys_of, where, lane);
+    else
+        mask_blocks<false>(s, keys_of, where, lane);
     // The last block of a sequence is the last of a list, hence in the upper run.
     return max(0, min(Shape::keys, Shape::keys - 64 + tile.key_count - where.high));
 }

@@ -22,25 +22,51 @@ Encode find_encoder() {
     return reinterpret_cast<Encode>(entry);
 }
 
+/// A bf16 tensor whose boxes hold 64 channels, the width of the swizzle, of `box_heads` entries of the second
+/// and `box` of the last dimension.
+template <int Rank>
+cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[Rank],
+                       const std::int64_t (&strides)[Rank - 1], int box, int box_heads = 1) {
+    static const Encode encode = find_encoder();
+    if (encode == nullptr) return cudaErrorNotSupported;
+    cuuint64_t bytes[Rank - 1];
+    cuuint32_t boxes[Rank], steps[Rank];
+    for (int i = 0; i < Rank; ++i) boxes[i] = steps[i] = 1;
+    for (int i = 0; i < Rank - 1; ++i) bytes[i] = static_cast<cuuint64_t>(strides[i]) * 2;
+    boxes[0] = 64;
+    boxes[1] = static_cast<cuuint32_t>(box_heads);
+    boxes[Rank - 1] = static_cast<cuuint32_t>(box);
+    const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, data, sizes, bytes, boxes, steps,
+                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+/// The stride of a dimension of one element may be anything, but the encoder looks at it.
+std::int64_t head_stride(const Heads& array, int heads, int head_dim) {
+    return heads > 1 ? array.head_stride : head_dim;
+}
+
 }  // namespace
 
 cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens,
                            int box_heads) {
-    static const Encode encode = find_encoder();
-    if (encode == nullptr) return cudaErrorNotSupported;
-    constexpr cuuint32_t channels = 64;  // 128 bytes, the width of the swizzle
-    const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads),
-                                 static_cast<cuuint64_t>(tokens)};
-    // The stride of a dimension of one element may be anything, but the encoder looks at it.
-    const std::int64_t head_stride = heads > 1 ? array.head_stride : head_dim;
-    const std::int64_t token_stride = tokens > 1 ? array.token_stride : head_stride * heads;
-    const cuuint64_t strides[2] = {static_cast<cuuint64_t>(head_stride) * 2, static_cast<cuuint64_t>(token_stride) * 2};
-    const cuuint32_t box[3] = {channels, static_cast<cuuint32_t>(box_heads), static_cast<cuuint32_t>(box_tokens)};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, array.data, sizes, strides, box, steps,
-                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+    const std::int64_t between_heads = head_stride(array, heads, head_dim);
+    return encode_map<3>(
+        map, array.data,
+        {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(tokens)},
+        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens, box_heads);
+}
+
+cudaError_t make_strided_map(CUtensorMap& map, const Heads& array, int heads, int head_dim, int stride, int phases,
+                             int rows, int box_rows) {
+    const std::int64_t between_heads = head_stride(array, heads, head_dim);
+    return encode_map<4>(map, array.data,
+                         {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads),
+                          static_cast<cuuint64_t>(phases), static_cast<cuuint64_t>(rows)},
+                         {between_heads, phases > 1 || rows > 1 ? array.token_stride : between_heads * heads,
+                          rows > 1 ? array.token_stride * stride : between_heads * heads * stride},
+                         box_rows);
 }
 
 }  // namespace sparseattn::cuda::hopper

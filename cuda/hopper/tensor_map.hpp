@@ -15,4 +15,9 @@ namespace sparseattn::cuda::hopper {
 [[nodiscard]] cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim,
                                          int box_tokens, int box_heads = 1);
 
+/// Map of the first `phases` of every `stride` tokens of such an array, with dimensions (d, heads, phases, rows) where
+/// row r begins at token r * stride; boxes hold 64 channels of one phase of one head for `box_rows` rows.
+[[nodiscard]] cudaError_t make_strided_map(CUtensorMap& map, const Heads& array, int heads, int head_dim, int stride,
+                                           int phases, int rows, int box_rows);
+
 }  // namespace sparseattn::cuda::hopper

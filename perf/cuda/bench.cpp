@@ -19,7 +19,8 @@ struct Part {
     const char* name;
     void (*run)(const Options&, Report&);
 };
-constexpr Part parts[] = {{"forward", bench_forward}, {"backward", bench_backward}, {"decode", bench_decode}};
+constexpr Part parts[] = {
+    {"forward", bench_forward}, {"backward", bench_backward}, {"decode", bench_decode}, {"select", bench_select}};
 
 std::string part_names() {
     std::string names;
@@ -41,7 +42,9 @@ std::string usage() {
            "  --help           this text\n\n"
            "Work is that of the kept pairs (whole blocks whole, the diagonal block of a causal row half). eff = "
            "density x\n"
-           "time of the fastest dense call of the shape / time, the two taking turns. Goals are those for one H200.\n"
+           "time of the fastest dense call of the shape / time, the two taking turns; select: share of the dense "
+           "forward's\n"
+           "time. Goals are those for one H200.\n"
            "Exit code 0: done; 1: a sampled result is wrong; 2: options, or no device; 3: file; 70: CUDA.\n";
 }
 

@@ -28,12 +28,13 @@ struct Options {
 
 /// What a row is about; members that do not apply stay 0 or empty.
 struct Row {
-    std::string what;  // forward, backward, decode
+    std::string what;  // forward, backward, decode, select
     const char* kernel = "";
     int length = 0;     // keys of a sequence
     int sequences = 1;  // of one query each in decode
     int query_heads = 0, key_heads = 0, head_dim = 0, block = 0;
     bool causal = false;
+    int stride = 0;          // of a selection
     const char* lists = "";  // own, shared (among the heads of a group)
     const char* order = "";  // backward: fixed (the same bits from run to run), any
     bool sink = false;       // key block 0 in every list
@@ -44,6 +45,8 @@ struct Row {
     double eff = 0;        // density x time of the fastest dense call of the shape / ms
     double goal_eff = 0;   // 0: none
     double goal_tflops = 0;
+    double share = 0;  // of the dense forward's time
+    double goal_share = 0;
     std::string wrong;  // what a sample of the results has wrong; empty: nothing
 };
 
@@ -86,5 +89,6 @@ void bench_ceilings(Report& report, const char* when);
 void bench_forward(const Options& options, Report& report);
 void bench_backward(const Options& options, Report& report);
 void bench_decode(const Options& options, Report& report);
+void bench_select(const Options& options, Report& report);
 
 }  // namespace sparseattn::cuda::bench

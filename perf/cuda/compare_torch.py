@@ -31,6 +31,8 @@ def arguments():
     parser.add_argument("--ours", metavar="FILE", help="what cuda_bench --json wrote")
     parser.add_argument("--only", default="cudnn,flex", help="cudnn, flex or both (default)")
     parser.add_argument("--quick", action="store_true", help="n 16384 only, densities 1 and 0.1")
+    parser.add_argument("--autotune", action="store_true",
+                        help="let PyTorch search FlexAttention's tiles (minutes; without it blocks of 64 have no backward)")
     parser.add_argument("--seconds", type=float, default=0.15, help="of measuring, per call (default 0.15)")
     parser.add_argument("--rest", type=float, default=0.5, help="sleep before each call, to let the card cool (default 0.5)")
     chosen = parser.parse_args()
@@ -108,16 +110,21 @@ class Bench:
         return tuple((torch.rand(1, h, n, d, device="cuda", dtype=torch.bfloat16) * 2 - 1).requires_grad_()
                      for h in (heads, key_heads, key_heads))
 
-    def both(self, attend, inputs):
-        """Times of attend(*inputs): forward, backward."""
+    def forward(self, attend, inputs):
+        """Time of attend(*inputs)."""
+        with self.torch.no_grad():
+            return self.time_ms(lambda: attend(*inputs))
+
+    def backward(self, attend, inputs):
+        """Time of its backward pass."""
         torch = self.torch
-        with torch.no_grad():
-            forward = self.time_ms(lambda: attend(*inputs))
         out = attend(*inputs)
         dout = torch.rand_like(out) * 2 - 1
-        return forward, self.time_ms(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True))
+        return self.time_ms(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True))
 
-    def cudnn(self, shape):
+    @staticmethod
+    def cudnn(shape):
+        """attend(q, k, v) by cuDNN."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.nn.functional import scaled_dot_product_attention
         causal = shape[4]
@@ -125,7 +132,7 @@ class Bench:
         def attend(q, k, v):
             with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
                 return scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-        return self.both(attend, self.inputs(shape))
+        return attend
 
     def block_mask(self, shape, block, density):
         """Random lists, one per head; causal: the diagonal always, masked by token. Returns the mask and its share of the
@@ -154,17 +161,18 @@ class Bench:
         """A fresh one for each shape and block: after a few shapes PyTorch would stop compiling, without a word."""
         from torch.nn.attention.flex_attention import flex_attention
         self.torch.compiler.reset()
-        self.compiled = self.torch.compile(flex_attention, dynamic=False)
+        mode = "max-autotune-no-cudagraphs" if self.options.autotune else None
+        self.compiled = self.torch.compile(flex_attention, dynamic=False, mode=mode)
 
     def flex(self, shape, block, density):
+        """attend(q, k, v) by FlexAttention on random lists, and their share of the pairs."""
         mask, kept = self.block_mask(shape, block, density)
         # Its default tiles do not fit into lists of blocks of 64.
-        tiles = {name: 64 for name in ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")}
-        options = tiles if block == 64 else None
-        forward, backward = self.both(
-            lambda q, k, v: self.compiled(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options),
-            self.inputs(shape))
-        return kept, forward, backward
+        options = {"BLOCK_M": 64, "BLOCK_N": 64} if block == 64 and not self.options.autotune else None
+
+        def attend(q, k, v):
+            return self.compiled(q, k, v, block_mask=mask, enable_gqa=True, kernel_options=options)
+        return attend, kept
 
 
 def flop(shape, what, density):
@@ -186,28 +194,34 @@ def print_rows(shape, rows):
                   f"{eff}", flush=True)
 
 
+def attempt(what, shape, call):
+    """call(), or None when PyTorch refuses the case: that must not end the table."""
+    try:
+        return call()
+    except Exception as error:
+        print(f"{what} n {shape[0]} d {shape[3]} {'causal' if shape[4] else 'full'}: not run: "
+              f"{str(error).strip().splitlines()[0][:150]}", flush=True)
+        return None
+
+
 def measure(bench, options, ours, shape):
     rows = []
 
-    def attempt(who, call):
-        try:
-            return call()
-        except Exception as error:  # a back end that refuses a shape must not end the table
-            print(f"{who} n {shape[0]} d {shape[3]} {'causal' if shape[4] else 'full'}: not run: "
-                  f"{str(error).strip().splitlines()[0][:150]}", flush=True)
-            return None
+    def add(who, block, density, attend):
+        inputs = bench.inputs(shape)
+        for what, timed in (("forward", bench.forward), ("backward", bench.backward)):
+            name = f"{who}{f', blocks of {block}' if block else ''}, {what}"
+            ms = attempt(name, shape, lambda timed=timed: timed(attend, inputs))
+            if ms is not None:
+                rows.append((who, what, block, density, ms))
     if "cudnn" in options.only:
-        times = attempt("cuDNN", lambda: bench.cudnn(shape))
-        if times is not None:
-            rows += [("cuDNN", what, 0, 1.0, ms) for what, ms in zip(("forward", "backward"), times)]
+        add("cuDNN", 0, 1.0, bench.cudnn(shape))
     if "flex" in options.only:
         for block in (128, 64):
             bench.compile_flex()
             for density in (1.0, 0.1) if options.quick else (1.0,) + DENSITIES:
-                result = attempt(f"Flex block {block}", lambda: bench.flex(shape, block, density))
-                if result is None:
-                    break
-                rows += [("Flex", what, block, result[0], ms) for what, ms in zip(("forward", "backward"), result[1:])]
+                attend, kept = bench.flex(shape, block, density)
+                add("Flex", block, kept, attend)
     for (what, n, heads, key_heads, d, causal, block, _), row in ours.items() if ours else ():
         if (n, heads, key_heads, d, causal) == shape:
             rows.append(("ours", what, block, row["density"], row["ms"]))

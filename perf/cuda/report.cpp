@@ -111,9 +111,12 @@ void Report::row(const Row& row) {
     std::printf(" %7.3f %-6s %5s %9.3f %7.0f %5.2f", row.density, row.kernel, row.order, row.ms, row.tflops, row.eff);
     // Two digits are what is printed and promised.
     const bool short_of = (row.goal_eff > 0 && row.eff < row.goal_eff - 0.005) ||
-                          (row.goal_tflops > 0 && row.tflops < row.goal_tflops - 0.5);
+                          (row.goal_tflops > 0 && row.tflops < row.goal_tflops - 0.5) ||
+                          (row.goal_share > 0 && row.share > row.goal_share + 0.0005);
     if (row.goal_eff > 0) std::printf(" %.2f", row.goal_eff);
     if (row.goal_tflops > 0) std::printf(" %.0f TFLOP/s", row.goal_tflops);
+    if (row.share > 0) std::printf(" S %d: %.1f %% of dense", row.stride, 100 * row.share);
+    if (row.goal_share > 0) std::printf(" (goal %.0f %%)", 100 * row.goal_share);
     if (short_of) std::printf(" SHORT");
     if (row.terabytes > 0) std::printf(" %.2f TB/s of keys and values", row.terabytes);
     if (!row.wrong.empty()) std::printf(" WRONG: %s", row.wrong.c_str());
@@ -127,7 +130,8 @@ void Report::row(const Row& row) {
     object.add("block", row.block).add("causal", row.causal).add("lists", row.lists).add("sink", row.sink);
     object.add("order", row.order).add("density", row.density).add("ms", row.ms).add("tflops", row.tflops);
     object.add("tbs", row.terabytes).add("eff", row.eff).add("goal_eff", row.goal_eff);
-    object.add("goal_tflops", row.goal_tflops).add("short", short_of).add("wrong", row.wrong);
+    object.add("goal_tflops", row.goal_tflops).add("stride", row.stride).add("share", row.share);
+    object.add("goal_share", row.goal_share).add("short", short_of).add("wrong", row.wrong);
     json_line(object.text());
 }
 

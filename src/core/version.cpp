@@ -2,6 +2,7 @@
 
 #include <sstream>
 
+#include "build_settings.hpp"
 #include "git_version.hpp"
 #include "sparseattn/core/kokkos_compat.hpp"
 

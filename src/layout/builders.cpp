@@ -69,6 +69,19 @@ RowRule row_rule(const HeadMode& mode, int block) {
     return rule;
 }
 
+// What all lists hold, counted on the host so that nothing waits for a device's count.
+template <class Mem>
+std::int64_t count_entries(const std::vector<RowRule>& rules, const Sequences<Mem>& sequences, int block, bool causal) {
+    std::int64_t entries = 0;
+    for (const RowRule& rule : rules) {
+        for (int s = 0; s < sequences.count(); ++s) {
+            const int queries = sequences.query_length(s), keys = sequences.key_length(s);
+            for (int row = 0; row * block < queries; ++row) entries += rule(row, block, queries, keys, causal).count();
+        }
+    }
+    return entries;
+}
+
 // A row is the unit of block granularity, so only a token window can end its dense tail inside a row.
 Window head_window(const HeadMode& mode) {
     if (!mode.streaming || mode.granularity == Granularity::block) return {};
@@ -78,9 +91,8 @@ Window head_window(const HeadMode& mode) {
 }  // namespace
 
 template <class Exec>
-BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
-                                                      const Sequences<typename Exec::memory_space>& sequences,
-                                                      int block, bool causal, const std::vector<HeadMode>& modes) {
+void build_layout(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block, bool causal,
+                  const std::vector<HeadMode>& modes, BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
     const Region region("SparseAttn::build_layout");
@@ -100,40 +112,37 @@ BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
         }
     }
 
-    BlockLayout<Mem> layout;
-    layout.grid = make_block_grid(exec, sequences, block);
+    make_block_grid(exec, sequences, block, layout.grid);
     layout.causal = causal;
     layout.heads = static_cast<int>(modes.size());
     layout.lists = static_cast<int>(distinct.size());
-    layout.head_list = detail::to_device(exec, "SparseAttn::layout.head_list", head_list);
-    layout.windows = detail::to_device(exec, "SparseAttn::layout.windows", windows);
+    detail::put_values(exec, "SparseAttn::layout.head_list", head_list, layout.head_list);
+    detail::put_values(exec, "SparseAttn::layout.windows", windows, layout.windows);
+    layout.key_offsets = {};
+    layout.keys = {};
 
     const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * layout.grid.rows;
-    const auto offsets = detail::zeros<std::int64_t>(exec, "SparseAttn::layout.offsets", list_rows + 1);
-    const auto list_rules = detail::to_device(exec, "SparseAttn::list_rules", rules);
+    detail::make_size(exec, "SparseAttn::layout.offsets", list_rows + 1, layout.offsets);
+    detail::make_room(exec, "SparseAttn::layout.columns", count_entries(rules, sequences, block, causal),
+                      layout.columns);
+    Array1<RowRule, Mem> list_rules;
+    detail::put_values(exec, "SparseAttn::list_rules", rules, list_rules);
     const auto grid = layout.grid;
-    const auto query_offsets = sequences.device_query_offsets();
-    const auto key_offsets = sequences.device_key_offsets();
+    const auto offsets = layout.offsets;
+    const auto columns = layout.columns;
     const auto row_blocks = KOKKOS_LAMBDA(std::int64_t list_row) {
         const std::int32_t row = static_cast<std::int32_t>(list_row % grid.rows);
         const std::int32_t s = grid.row_sequence(row);
         return list_rules(list_row / grid.rows)(row - grid.row_begin(s), grid.block,
-                                                query_offsets(s + 1) - query_offsets(s),
-                                                key_offsets(s + 1) - key_offsets(s), causal);
+                                                grid.query_offsets(s + 1) - grid.query_offsets(s),
+                                                grid.key_offsets(s + 1) - grid.key_offsets(s), causal);
     };
-
-    std::int64_t entries = 0;
     Kokkos::parallel_scan(
-        "SparseAttn::build_layout.count", Policy(exec, 0, list_rows),
+        "SparseAttn::build_layout.count", Policy(exec, 0, list_rows + 1),
         KOKKOS_LAMBDA(std::int64_t list_row, std::int64_t & sum, bool last) {
-            sum += row_blocks(list_row).count();
-            if (last) offsets(list_row + 1) = sum;
-        },
-        entries);
-    layout.columns = Array1<std::int32_t, Mem>(
-        Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, "SparseAttn::layout.columns"), entries);
-    layout.offsets = offsets;
-    const auto columns = layout.columns;
+            if (last) offsets(list_row) = sum;
+            if (list_row < list_rows) sum += row_blocks(list_row).count();
+        });
     Kokkos::parallel_for(
         "SparseAttn::build_layout.fill", Policy(exec, 0, list_rows), KOKKOS_LAMBDA(std::int64_t list_row) {
             const RowBlocks blocks = row_blocks(list_row);
@@ -141,10 +150,20 @@ BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
             for (std::int32_t j = 0; j < blocks.sink_end; ++j) columns(at++) = j;
             for (std::int32_t j = blocks.local_begin; j < blocks.end; ++j) columns(at++) = j;
         });
+}
+
+template <class Exec>
+BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
+                                                      const Sequences<typename Exec::memory_space>& sequences,
+                                                      int block, bool causal, const std::vector<HeadMode>& modes) {
+    BlockLayout<typename Exec::memory_space> layout;
+    build_layout(exec, sequences, block, causal, modes, layout);
     return layout;
 }
 
 #define SPARSEATTN_INSTANTIATE(EXEC)                                                                              \
+    template void build_layout(const EXEC&, const Sequences<EXEC::memory_space>&, int, bool,                      \
+                               const std::vector<HeadMode>&, BlockLayout<EXEC::memory_space>&);                   \
     template BlockLayout<EXEC::memory_space> build_layout(const EXEC&, const Sequences<EXEC::memory_space>&, int, \
                                                           bool, const std::vector<HeadMode>&);
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)

@@ -171,10 +171,10 @@ BlockLayout<typename Exec::memory_space> build_union(const Exec& exec,
                               detail::to_device(exec, "SparseAttn::combine.source_begin", source_begin),
                               result.grid.rows, result.grid.block};
     const std::int64_t list_rows = static_cast<std::int64_t>(result.lists) * result.grid.rows;
-    detail::build_csr(exec, "SparseAttn::layout.columns", list_rows, UnionBlocks<Mem>{rows}, result.offsets,
+    detail::build_csr(exec, "SparseAttn::layout.columns", list_rows, UnionBlocks<Mem>{rows}, {}, result.offsets,
                       result.columns);
     if (std::any_of(sources.begin(), sources.end(), [](const Source& s) { return s.key_offsets != nullptr; })) {
-        detail::build_csr(exec, "SparseAttn::layout.keys", list_rows, UnionKeys<Mem>{rows}, result.key_offsets,
+        detail::build_csr(exec, "SparseAttn::layout.keys", list_rows, UnionKeys<Mem>{rows}, {}, result.key_offsets,
                           result.keys);
     }
     return result;

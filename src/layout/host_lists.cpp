@@ -114,8 +114,18 @@ std::int64_t kept_pairs(const HostRow& row, const TokenRule& rule, int block) {
 
 template <class Exec>
 HostLists copy_lists(const Exec& exec, const BlockLayout<typename Exec::memory_space>& layout) {
-    return {detail::to_host(exec, layout.offsets), detail::to_host(exec, layout.columns),
-            detail::to_host(exec, layout.key_offsets), detail::to_host(exec, layout.keys)};
+    HostLists lists;
+    const auto entries = [&](const auto& offsets, const auto& all) {  // those that the offsets speak of
+        const std::int64_t room = all.extent(0), used = offsets.empty() ? 0 : offsets.back();
+        return detail::to_host(exec, Kokkos::subview(all, std::pair<std::int64_t, std::int64_t>(
+                                                              0, used < 0 || used > room ? room : used)));
+    };
+    lists.offsets = detail::to_host(exec, layout.offsets);
+    lists.columns = entries(lists.offsets, layout.columns);
+    if (!layout.has_single_keys()) return lists;
+    lists.key_offsets = detail::to_host(exec, layout.key_offsets);
+    lists.keys = entries(lists.key_offsets, layout.keys);
+    return lists;
 }
 
 template <class Exec>

@@ -83,10 +83,10 @@ auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInput
     const LayerSelector& selector = layers_[inputs.layer];
     Chosen& made = chosen(inputs.layer);
     const Clock::time_point start = Clock::now();
-    made = {};  // give the old lists back first
-    made.layout = select<Exec, T>(exec, inputs.heads.query, inputs.heads.key, inputs.sequences, selector.method,
-                                  workspace_, heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))));
-    if (training_) made.transposed = transpose(exec, inputs.sequences, made.layout);
+    sparse_.reset();  // the lists below are written anew
+    select<Exec, T>(exec, inputs.heads.query, inputs.heads.key, inputs.sequences, selector.method, workspace_,
+                    heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))), made.layout);
+    if (training_) transpose(exec, inputs.sequences, made.layout, made.transposed);
     if (observer_) {
         fence(exec, "SparseAttn::selected_attention.select");
         selection_seconds_ = seconds_since(start);

@@ -278,11 +278,11 @@ std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequ
 }
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select_flexprefill(
-    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
-    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
-    const FlexPrefillOptions& options, Workspace<typename Exec::memory_space>& workspace,
-    const EstimatedHeads& estimate) {
+void select_flexprefill(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                        const HeadsView<const T, typename Exec::memory_space>& key,
+                        const Sequences<typename Exec::memory_space>& sequences, const FlexPrefillOptions& options,
+                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                        BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_flexprefill");
     options.validate();
@@ -310,11 +310,26 @@ BlockLayout<typename Exec::memory_space> select_flexprefill(
             for (const int e : groups[kv_head]) detail::visit_every_block(exec, sequence, buffers.mask, e);
         }
     }
-    return detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
-                                    detail::estimated_head_list(heads, shape.heads));
+    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
+                             detail::estimated_head_list(heads, shape.heads), {}, layout);
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select_flexprefill(
+    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const FlexPrefillOptions& options, Workspace<typename Exec::memory_space>& workspace,
+    const EstimatedHeads& estimate) {
+    BlockLayout<typename Exec::memory_space> layout;
+    select_flexprefill<Exec, T>(exec, query, key, sequences, options, workspace, estimate, layout);
+    return layout;
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
+    template void select_flexprefill(                                                                              \
+        const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
+        const Sequences<EXEC::memory_space>&, const FlexPrefillOptions&, Workspace<EXEC::memory_space>&,           \
+        const EstimatedHeads&, BlockLayout<EXEC::memory_space>&);                                                  \
     template BlockLayout<EXEC::memory_space> select_flexprefill(                                                   \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const FlexPrefillOptions&, Workspace<EXEC::memory_space>&,           \

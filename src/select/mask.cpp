@@ -89,31 +89,59 @@ void visit_every_block(const Exec& exec, const SequenceShape& shape, const Block
                          EveryBlock<typename Exec::memory_space>{shape, mask, list});
 }
 
+template <class Mem>
+std::int64_t most_blocks(const Sequences<Mem>& sequences, int block, bool causal, std::int64_t lists) {
+    std::int64_t blocks = 0;
+    for (const SequenceShape& shape : sequence_shapes(sequences, block, causal)) {
+        for (int row = 0; row < shape.rows(); ++row) blocks += std::max(shape.span(row).end, 0);
+    }
+    return blocks * lists;
+}
+
+template <class Mem>
+std::int64_t most_single_keys(const Sequences<Mem>& sequences, int block, std::int64_t lists, std::int64_t columns) {
+    std::int64_t keys = 0;
+    for (const SequenceShape& shape : sequence_shapes(sequences, block, true)) {
+        for (int row = 0; row < shape.rows(); ++row) {
+            keys += std::min<std::int64_t>(columns, shape.row_end(row) + shape.shift());
+        }
+    }
+    return keys * lists;
+}
+
 template <class Exec>
-BlockLayout<typename Exec::memory_space> layout_from_mask(const Exec& exec,
-                                                          const Sequences<typename Exec::memory_space>& sequences,
-                                                          int block, bool causal,
-                                                          const BlockMask<typename Exec::memory_space>& mask,
-                                                          const std::vector<std::int32_t>& head_list,
-                                                          const KeptColumns<typename Exec::memory_space>& kept) {
-    using Mem = typename Exec::memory_space;
-    BlockLayout<Mem> layout;
-    layout.grid = make_block_grid(exec, sequences, block);
+void begin_selected_layout(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block,
+                           bool causal, const std::vector<std::int32_t>& head_list,
+                           BlockLayout<typename Exec::memory_space>& layout) {
+    make_block_grid(exec, sequences, block, layout.grid);
     layout.causal = causal;
     layout.heads = static_cast<int>(head_list.size());
     layout.lists = *std::max_element(head_list.begin(), head_list.end()) + 1;
-    layout.head_list = to_device(exec, "SparseAttn::layout.head_list", head_list);
-    layout.windows = to_device(exec, "SparseAttn::layout.windows", std::vector<Window>(head_list.size()));
+    put_values(exec, "SparseAttn::layout.head_list", head_list, layout.head_list);
+    put_values(exec, "SparseAttn::layout.windows", std::vector<Window>(head_list.size()), layout.windows);
+}
 
+template <class Exec>
+void layout_from_mask(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block, bool causal,
+                      const BlockMask<typename Exec::memory_space>& mask, const std::vector<std::int32_t>& head_list,
+                      const KeptColumns<typename Exec::memory_space>& kept,
+                      BlockLayout<typename Exec::memory_space>& layout) {
+    using Mem = typename Exec::memory_space;
+    begin_selected_layout(exec, sequences, block, causal, head_list, layout);
     const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * layout.grid.rows;
     const std::int32_t mask_lists = mask.rows == 0 ? 0 : static_cast<std::int32_t>(mask.words.extent(0) / mask.rows);
     const MaskRows<Mem> rows{
         mask, mask_lists, layout.grid, sequences.device_query_offsets(), sequences.device_key_offsets(), causal, kept};
-    build_csr(exec, "SparseAttn::layout.columns", list_rows, Blocks<Mem>{rows}, layout.offsets, layout.columns);
+    build_csr(exec, "SparseAttn::layout.columns", list_rows, Blocks<Mem>{rows},
+              most_blocks(sequences, block, causal, mask_lists), layout.offsets, layout.columns);
     if (kept.count.extent(0) > 0) {
-        build_csr(exec, "SparseAttn::layout.keys", list_rows, SingleKeys<Mem>{rows}, layout.key_offsets, layout.keys);
+        build_csr(exec, "SparseAttn::layout.keys", list_rows, SingleKeys<Mem>{rows},
+                  most_single_keys(sequences, block, mask_lists, static_cast<std::int64_t>(kept.columns.extent(1))),
+                  layout.key_offsets, layout.keys);
+    } else {
+        layout.key_offsets = {};
+        layout.keys = {};
     }
-    return layout;
 }
 
 std::vector<std::int32_t> estimated_head_list(const std::vector<std::int32_t>& estimate, int heads) {
@@ -125,9 +153,15 @@ std::vector<std::int32_t> estimated_head_list(const std::vector<std::int32_t>& e
 #define SPARSEATTN_INSTANTIATE(EXEC)                                                                         \
     template void visit_every_block(const EXEC&, const SequenceShape&, const BlockMask<EXEC::memory_space>&, \
                                     std::int64_t);                                                           \
-    template BlockLayout<EXEC::memory_space> layout_from_mask(                                               \
-        const EXEC&, const Sequences<EXEC::memory_space>&, int, bool, const BlockMask<EXEC::memory_space>&,  \
-        const std::vector<std::int32_t>&, const KeptColumns<EXEC::memory_space>&);
+    template void begin_selected_layout(const EXEC&, const Sequences<EXEC::memory_space>&, int, bool,        \
+                                        const std::vector<std::int32_t>&, BlockLayout<EXEC::memory_space>&); \
+    template void layout_from_mask(const EXEC&, const Sequences<EXEC::memory_space>&, int, bool,             \
+                                   const BlockMask<EXEC::memory_space>&, const std::vector<std::int32_t>&,   \
+                                   const KeptColumns<EXEC::memory_space>&, BlockLayout<EXEC::memory_space>&);
+#define SPARSEATTN_INSTANTIATE_MEMORY(MEM)                                             \
+    template std::int64_t most_blocks(const Sequences<MEM>&, int, bool, std::int64_t); \
+    template std::int64_t most_single_keys(const Sequences<MEM>&, int, std::int64_t, std::int64_t);
+SPARSEATTN_FOR_EACH_MEMORY(SPARSEATTN_INSTANTIATE_MEMORY)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 
 }  // namespace sparseattn::detail

@@ -9,6 +9,7 @@
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/layout/combine.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/select/detail/cut.hpp"
 #include "sparseattn/select/detail/mask.hpp"
 #include "sparseattn/select/detail/profile.hpp"
@@ -219,16 +220,17 @@ void visit_profiles(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, co
     const Span2<float, Mem> keys(b.keys.data(), n, in.key.extent(2));
     const Span2<float, Mem> vertical(b.vertical.data(), count, n), slash(b.slash.data(), count, n);
     const Span2<std::int32_t, Mem> before(b.kept_distances.data(), count, n + 1);
+    std::vector<Sizes> wanted;
     detail::pack_rows<Exec, T>(exec, in.key, {shape.key_begin, n, kv_head}, 1, 0, false, keys);
     for (int m = 0; m < count; ++m) {
         const int list = members[m];
         detail::tail_profile<Exec, T>(exec, in.query, {shape.query_begin, shape.queries, in.heads[list]}, tail, keys,
                                       b.tail, Span1<float, Mem>(&vertical(m, 0), n),
                                       Span1<float, Mem>(&slash(m, 0), n));
-        const Sizes size = sizes(in.options, pattern_of(in.options, in.heads[list]), n);
-        Kokkos::deep_copy(exec, Kokkos::subview(b.sizes, m), size);
-        Kokkos::deep_copy(exec, Kokkos::subview(b.lists, m), list);
+        wanted.push_back(sizes(in.options, pattern_of(in.options, in.heads[list]), n));
     }
+    detail::put_values(exec, "SparseAttn::minference.sizes", wanted, b.sizes.data());
+    detail::put_values(exec, "SparseAttn::minference.lists", members, b.lists.data());
     Kokkos::parallel_for("SparseAttn::minference.keep", Policy(exec, count, Kokkos::AUTO),
                          KeepLargest<Mem>{n, sequence, in.sequences.count(), vertical, slash, b.sizes, b.lists, before,
                                           b.columns, b.column_count});
@@ -306,13 +308,11 @@ std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& seque
 }
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
-                                                           const HeadsView<const T, typename Exec::memory_space>& query,
-                                                           const HeadsView<const T, typename Exec::memory_space>& key,
-                                                           const Sequences<typename Exec::memory_space>& sequences,
-                                                           const MInferenceOptions& options,
-                                                           Workspace<typename Exec::memory_space>& workspace,
-                                                           const EstimatedHeads& estimate) {
+void select_minference(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_minference");
     const detail::SelectionShape shape = detail::check_selection<T, Mem>(query, key, sequences, true);
@@ -328,7 +328,11 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
     typename Workspace<Mem>::Frame frame(workspace);
     const Buffers<Mem> buffers =
         detail::carve<Mem>(frame, buffer_plan(sequences, heads, shape.group(), shape.head_dim, options));
-    if (buffers.column_count.size() > 0) Kokkos::deep_copy(exec, buffers.column_count, 0);
+    std::int32_t* column_count = buffers.column_count.data();
+    Kokkos::parallel_for(
+        "SparseAttn::minference.clear",
+        Kokkos::RangePolicy<Exec>(exec, 0, static_cast<int>(buffers.column_count.size())),
+        KOKKOS_LAMBDA(int i) { column_count[i] = 0; });
     const Inputs<Exec, T> inputs{query, key, sequences, options, heads, buffers};
     const auto shapes = detail::sequence_shapes(sequences, options.block, true);
     for (int s = 0; s < sequences.count(); ++s) {
@@ -338,10 +342,12 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
             if (!pooled[kv_head].empty()) visit_blocks(exec, inputs, kv_head, pooled[kv_head], shapes[s]);
         }
     }
-    const auto scored = detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
-                                                 detail::estimated_head_list(heads, shape.heads),
-                                                 {buffers.columns, buffers.column_count});
-    if (heads.size() == estimated.size()) return scored;
+    const bool all_scored = heads.size() == estimated.size();
+    BlockLayout<Mem> scored;
+    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
+                             detail::estimated_head_list(heads, shape.heads), {buffers.columns, buffers.column_count},
+                             all_scored ? layout : scored);
+    if (all_scored) return;
 
     std::vector<HeadMode> modes(shape.heads);
     std::vector<int> pick(shape.heads, 0);
@@ -352,10 +358,27 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
         pick[head] = 1;
     }
     const auto fixed = build_layout(exec, sequences, options.block, true, modes);
-    return combine(exec, sequences, {&scored, &fixed}, pick);
+    layout = combine(exec, sequences, {&scored, &fixed}, pick);
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
+                                                           const HeadsView<const T, typename Exec::memory_space>& query,
+                                                           const HeadsView<const T, typename Exec::memory_space>& key,
+                                                           const Sequences<typename Exec::memory_space>& sequences,
+                                                           const MInferenceOptions& options,
+                                                           Workspace<typename Exec::memory_space>& workspace,
+                                                           const EstimatedHeads& estimate) {
+    BlockLayout<typename Exec::memory_space> layout;
+    select_minference<Exec, T>(exec, query, key, sequences, options, workspace, estimate, layout);
+    return layout;
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
+    template void select_minference(                                                                               \
+        const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
+        const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \
+        const EstimatedHeads&, BlockLayout<EXEC::memory_space>&);                                                  \
     template BlockLayout<EXEC::memory_space> select_minference(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \

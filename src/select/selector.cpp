@@ -12,21 +12,19 @@ namespace sparseattn {
 namespace {
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> estimate(const Exec& exec,
-                                                  const HeadsView<const T, typename Exec::memory_space>& query,
-                                                  const HeadsView<const T, typename Exec::memory_space>& key,
-                                                  const Sequences<typename Exec::memory_space>& sequences,
-                                                  const SelectorOptions& options,
-                                                  Workspace<typename Exec::memory_space>& workspace,
-                                                  const std::vector<std::int32_t>& heads) {
+void estimate(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+              const HeadsView<const T, typename Exec::memory_space>& key,
+              const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
+              Workspace<typename Exec::memory_space>& workspace, const std::vector<std::int32_t>& heads,
+              BlockLayout<typename Exec::memory_space>& layout) {
     if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
-        return select_xattention<Exec, T>(exec, query, key, sequences, *xattention, workspace, heads);
+        select_xattention<Exec, T>(exec, query, key, sequences, *xattention, workspace, heads, layout);
+    } else if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
+        select_flexprefill<Exec, T>(exec, query, key, sequences, *flexprefill, workspace, heads, layout);
+    } else {
+        select_minference<Exec, T>(exec, query, key, sequences, std::get<MInferenceOptions>(options), workspace, heads,
+                                   layout);
     }
-    if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
-        return select_flexprefill<Exec, T>(exec, query, key, sequences, *flexprefill, workspace, heads);
-    }
-    return select_minference<Exec, T>(exec, query, key, sequences, std::get<MInferenceOptions>(options), workspace,
-                                      heads);
 }
 
 }  // namespace
@@ -53,10 +51,11 @@ int block_of(const SelectorOptions& options) {
 }
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select(
-    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
-    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
-    const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan) {
+void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+            const HeadsView<const T, typename Exec::memory_space>& key,
+            const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
+            Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan,
+            BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select");
     validate(options);
@@ -76,13 +75,30 @@ BlockLayout<typename Exec::memory_space> select(
         if (pick[h] == 0) heads.push_back(h);
     }
     const int block = block_of(options);
-    if (heads.empty()) return build_layout(exec, sequences, block, is_causal(options), modes);
+    if (heads.empty()) return build_layout(exec, sequences, block, is_causal(options), modes, layout);
+    const bool all = static_cast<int>(heads.size()) == shape.heads;
+    if (all && !plan.share_groups)
+        return estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads, layout);
 
-    BlockLayout<Mem> estimated = estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads);
+    BlockLayout<Mem> estimated;
+    estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads, estimated);
     if (plan.share_groups) estimated = share_in_groups(exec, sequences, estimated, shape.group());
-    if (static_cast<int>(heads.size()) == shape.heads) return estimated;
+    if (all) {
+        layout = estimated;
+        return;
+    }
     const BlockLayout<Mem> fixed = build_layout(exec, sequences, block, is_causal(options), modes);
-    return combine(exec, sequences, {&estimated, &fixed}, pick);
+    layout = combine(exec, sequences, {&estimated, &fixed}, pick);
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select(
+    const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+    const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
+    const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan) {
+    BlockLayout<typename Exec::memory_space> layout;
+    select<Exec, T>(exec, query, key, sequences, options, workspace, plan, layout);
+    return layout;
 }
 
 template <class Exec>
@@ -103,6 +119,10 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                      \
+    template void select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,                              \
+                         const HeadsView<const T, EXEC::memory_space>&, const Sequences<EXEC::memory_space>&,     \
+                         const SelectorOptions&, Workspace<EXEC::memory_space>&, const HeadPlan&,                 \
+                         BlockLayout<EXEC::memory_space>&);                                                       \
     template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
                                                     const HeadsView<const T, EXEC::memory_space>&,                \
                                                     const Sequences<EXEC::memory_space>&, const SelectorOptions&, \

@@ -9,6 +9,7 @@
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/select/detail/cuda.hpp"
 #include "sparseattn/select/detail/cut.hpp"
 #include "sparseattn/select/detail/mask.hpp"
 #include "sparseattn/select/detail/pack.hpp"
@@ -214,13 +215,11 @@ std::size_t xattention_bytes(const Sequences<typename Exec::memory_space>& seque
 }
 
 template <class Exec, class T>
-BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
-                                                           const HeadsView<const T, typename Exec::memory_space>& query,
-                                                           const HeadsView<const T, typename Exec::memory_space>& key,
-                                                           const Sequences<typename Exec::memory_space>& sequences,
-                                                           const XAttentionOptions& options,
-                                                           Workspace<typename Exec::memory_space>& workspace,
-                                                           const EstimatedHeads& estimate) {
+void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const XAttentionOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_xattention");
     options.validate();
@@ -230,6 +229,12 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
             concat("0 or the number of query heads, ", shape.heads));
     const std::vector<std::int32_t> heads = detail::estimated_heads(estimate, shape.heads);
 
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const detail::XAttentionCall call{query, key, sequences, options, heads};
+        if (detail::cuda_select_xattention(exec, call, workspace, layout)) return;
+    }
+#endif
     typename Workspace<Mem>::Frame frame(workspace);
     const Buffers<Mem> buffers = detail::carve<Mem>(
         frame, buffer_plan<Exec>(sequences, static_cast<int>(heads.size()), shape.head_dim, options));
@@ -254,11 +259,28 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
                                    static_cast<std::int64_t>(e));
         }
     }
-    return detail::layout_from_mask(exec, sequences, options.block, options.causal, buffers.mask,
-                                    detail::estimated_head_list(heads, shape.heads));
+    detail::layout_from_mask(exec, sequences, options.block, options.causal, buffers.mask,
+                             detail::estimated_head_list(heads, shape.heads), {}, layout);
+}
+
+template <class Exec, class T>
+BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
+                                                           const HeadsView<const T, typename Exec::memory_space>& query,
+                                                           const HeadsView<const T, typename Exec::memory_space>& key,
+                                                           const Sequences<typename Exec::memory_space>& sequences,
+                                                           const XAttentionOptions& options,
+                                                           Workspace<typename Exec::memory_space>& workspace,
+                                                           const EstimatedHeads& estimate) {
+    BlockLayout<typename Exec::memory_space> layout;
+    select_xattention<Exec, T>(exec, query, key, sequences, options, workspace, estimate, layout);
+    return layout;
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                       \
+    template void select_xattention(                                                                               \
+        const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
+        const Sequences<EXEC::memory_space>&, const XAttentionOptions&, Workspace<EXEC::memory_space>&,            \
+        const EstimatedHeads&, BlockLayout<EXEC::memory_space>&);                                                  \
     template BlockLayout<EXEC::memory_space> select_xattention(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const XAttentionOptions&, Workspace<EXEC::memory_space>&,            \

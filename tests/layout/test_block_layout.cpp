@@ -5,6 +5,8 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/layout/builders.hpp"
+#include "sparseattn/layout/detail/transpose.hpp"
+#include "support/kokkos_tools.hpp"
 
 namespace sparseattn {
 namespace {
@@ -74,6 +76,76 @@ TEST(BlockLayout, TransposeHoldsTheSamePairsInOrder) {
     }
     EXPECT_EQ(seen, host.columns.size());
     EXPECT_EQ(keys_seen, host.keys.size());
+}
+
+// The way of a device, run on the host: the same arrays, also where lists are longer than their offsets say.
+TEST(BlockLayout, BothWaysToTransposeAgree) {
+    const Exec exec;
+    using Mem = Exec::memory_space;
+    for (const auto& offsets : {std::vector<std::int32_t>{0, 300, 300, 777, 5000}, {0, 1}, {0, 0}, {0, 3100}}) {
+        const HostSequences sequences(offsets);
+        const HostLists host = random_lists(sequences, 64, true, 3);
+        const auto layout = layout_from_lists(exec, sequences, 64, true, host, {0, 1, 2, 1}, std::vector<Window>(4));
+        const auto expected = transpose(exec, sequences, layout);
+        const auto transposed = [&](int columns, const auto& begin, const auto& list_offsets, const auto& entries) {
+            const Array1<std::int32_t, Mem> longer("longer", entries.extent(0) + 9);
+            Kokkos::deep_copy(longer, 77);
+            for (std::size_t i = 0; i < entries.extent(0); ++i) longer(i) = entries(i);
+            const detail::CsrTranspose<Mem> to{Array1<std::int64_t, Mem>("offsets", layout.lists * columns + 1),
+                                               Array1<std::int32_t, Mem>("rows", longer.extent(0))};
+            detail::transpose_by_bits(exec, "test", 4223 / 64 + 1,
+                                      {layout.lists, layout.grid.rows, columns, layout.grid.row_begin,
+                                       layout.grid.row_sequence, begin, list_offsets, longer},
+                                      to);
+            return to;
+        };
+        const auto blocks =
+            transposed(layout.grid.key_blocks, layout.grid.key_block_begin, layout.offsets, layout.columns);
+        for (std::size_t i = 0; i < blocks.offsets.extent(0); ++i) {
+            ASSERT_EQ(blocks.offsets(i), expected.offsets(i)) << i;
+        }
+        for (std::size_t i = 0; i < layout.columns.extent(0); ++i) ASSERT_EQ(blocks.rows(i), expected.rows(i)) << i;
+        if (!layout.has_single_keys()) continue;
+        const auto keys = transposed(sequences.keys(), sequences.device_key_offsets(), layout.key_offsets, layout.keys);
+        for (std::size_t i = 0; i < layout.keys.extent(0); ++i) ASSERT_EQ(keys.rows(i), expected.key_rows(i)) << i;
+    }
+}
+
+// Written anew into what was there: nothing is allocated or waited for once the arrays are large enough, whatever was
+// there before, and the lists are those of a fresh one.
+TEST(BlockLayout, ArraysAreKeptFromCallToCall) {
+    const Exec exec;
+    const HostSequences sequences({0, 300, 777}), others({0, 500});
+    const std::vector<HeadMode> large = {HeadMode::dense(), HeadMode::stream(64, 200)}, small = {HeadMode::dense()};
+    BlockLayout<Exec::memory_space> layout;
+    TransposedLayout<Exec::memory_space> transposed;
+    const auto make = [&](const HostSequences& of, const std::vector<HeadMode>& modes) {
+        build_layout(exec, of, 64, true, modes, layout);
+        transpose(exec, of, layout, transposed);
+    };
+    make(sequences, large);
+    make(others, small);
+    make(sequences, large);
+    {
+        const testing::KokkosRecording recording;
+        make(sequences, large);
+        for (const std::string& label : recording.allocations()) EXPECT_EQ(label, "SparseAttn::list_rules");
+        EXPECT_TRUE(recording.fences().empty()) << recording.fences()[0];
+    }
+    for (const auto& [of, modes] : {std::pair{others, small}, {sequences, large}}) {
+        make(of, modes);
+        const auto fresh = build_layout(exec, of, 64, true, modes);
+        EXPECT_GE(layout.columns.extent(0), fresh.columns.extent(0));
+        const HostLists was = copy_lists(exec, layout), must = copy_lists(exec, fresh);
+        EXPECT_EQ(was.offsets, must.offsets);
+        EXPECT_EQ(was.columns, must.columns);
+        EXPECT_EQ(statistics(exec, of, layout).visited_blocks, statistics(exec, of, fresh).visited_blocks);
+        validate(exec, of, layout);
+        const auto fresh_transposed = transpose(exec, of, fresh);
+        for (std::size_t i = 0; i < fresh_transposed.rows.extent(0); ++i) {
+            ASSERT_EQ(transposed.rows(i), fresh_transposed.rows(i));
+        }
+    }
 }
 
 TEST(BlockLayout, StatisticsCountPairs) {

@@ -169,6 +169,30 @@ TYPED_TEST(Selector, LabelsItsKernelsAndAllocatesOnlyTheLayout) {
     }
 }
 
+// Into a layout made before: the second call of one shape allocates nothing but a few rules, and gives the same lists.
+TYPED_TEST(Selector, WritesIntoALayoutWithoutAllocating) {
+    Problem<float> problem(4, 2, 32, {0, 1000, 1300}, {0, 1000, 1400}, Kind::random, 343);
+    for (const std::string& name : selector_names()) {
+        Run<TypeParam> run(problem);
+        BlockLayout<typename TypeParam::memory_space> layout;
+        const auto call = [&] {
+            select<TypeParam, float>(run.exec, run.inputs.q(), run.inputs.k(), run.inputs.sequences,
+                                     parse_selector(name), run.workspace, {}, layout);
+        };
+        call();
+        {
+            const sparseattn::testing::KokkosRecording recording;
+            call();
+            for (const std::string& label : recording.allocations()) EXPECT_EQ(label, "SparseAttn::list_rules") << name;
+        }
+        const HostLists fresh = copy_lists(run.exec, run.layout(parse_selector(name)));
+        const HostLists again = copy_lists(run.exec, layout);
+        EXPECT_EQ(again.offsets, fresh.offsets) << name;
+        EXPECT_EQ(again.columns, fresh.columns) << name;
+        EXPECT_EQ(again.keys, fresh.keys) << name;
+    }
+}
+
 TYPED_TEST(Selector, NamesWhatDoesNotFit) {
     Problem<float> problem(2, 1, 32, {0, 100}, {0, 100}, Kind::random, 341);
     Run<TypeParam> run(problem);

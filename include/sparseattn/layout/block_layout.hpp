@@ -16,12 +16,14 @@ namespace sparseattn {
 template <class Mem>
 struct BlockGrid {
     int block = 0;
-    int rows = 0;                                  // query blocks of all sequences
-    int key_blocks = 0;                            // key blocks of all sequences
-    Array1<std::int32_t, Mem> row_begin;           // [sequences + 1] first row of each sequence
-    Array1<std::int32_t, Mem> row_sequence;        // [rows] sequence of each row
-    Array1<std::int32_t, Mem> key_block_begin;     // [sequences + 1] first key block of each sequence
-    Array1<std::int32_t, Mem> key_block_sequence;  // [key_blocks] sequence of each key block
+    int rows = 0;                                   // query blocks of all sequences
+    int key_blocks = 0;                             // key blocks of all sequences
+    Array1<std::int32_t, Mem> row_begin;            // [sequences + 1] first row of each sequence
+    Array1<std::int32_t, Mem> row_sequence;         // [rows] sequence of each row
+    Array1<std::int32_t, Mem> key_block_begin;      // [sequences + 1] first key block of each sequence
+    Array1<std::int32_t, Mem> key_block_sequence;   // [key_blocks] sequence of each key block
+    Array1<const std::int32_t, Mem> query_offsets;  // of the sequences that it was made for
+    Array1<const std::int32_t, Mem> key_offsets;
 };
 
 /// Blocks of 64 or 128 tokens over the sequences of a batch.
@@ -30,9 +32,20 @@ BlockGrid<typename Exec::memory_space> make_block_grid(const Exec& exec,
                                                        const Sequences<typename Exec::memory_space>& sequences,
                                                        int block);
 
+// What makes a grid, layout or transpose also exists as a call that writes into one made before (or a default one). It
+// keeps the arrays that are large enough, so that a repeated call of the same shape allocates nothing, and a grid that
+// was made for the same sequences. Copies of the old one share these arrays: they must not be in use any more.
+template <class Exec>
+void make_block_grid(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block,
+                     BlockGrid<typename Exec::memory_space>& grid);
+
 /// For every (list, row) the ascending key blocks that the row visits. Heads with equal lists share one list.
 /// Inside a visited block the token rule of the head applies (sequence end, causality, window); see TokenRule.
 /// Key block and key numbers count inside the row's sequence.
+///
+/// `columns` and `keys` may be longer than their last offset says: on a device they have room for the most that a
+/// selector may list, so that nobody waits for the number it lists, and a layout written anew keeps the room it had.
+/// What lies past the last offset means nothing.
 template <class Mem>
 struct BlockLayout {
     BlockGrid<Mem> grid;
@@ -50,7 +63,8 @@ struct BlockLayout {
 };
 
 /// The same layout seen from the keys: for every (list, key block) the ascending rows that visit it, and for every
-/// (list, key) the ascending rows that visit it as a single column. Row numbers count inside the sequence.
+/// (list, key) the ascending rows that visit it as a single column. Row numbers count inside the sequence. `rows` and
+/// `key_rows` are as long as the layout's `columns` and `keys`, or longer.
 template <class Mem>
 struct TransposedLayout {
     Array1<std::int64_t, Mem> offsets;  // [lists * key_blocks + 1] into rows
@@ -64,6 +78,11 @@ template <class Exec>
 TransposedLayout<typename Exec::memory_space> transpose(const Exec& exec,
                                                         const Sequences<typename Exec::memory_space>& sequences,
                                                         const BlockLayout<typename Exec::memory_space>& layout);
+
+template <class Exec>
+void transpose(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences,
+               const BlockLayout<typename Exec::memory_space>& layout,
+               TransposedLayout<typename Exec::memory_space>& result);
 
 /// Throws InvalidArgument naming the first entry that breaks the contract: extents, ranges, order, duplicates, blocks
 /// wholly above the diagonal, single keys inside listed blocks.
@@ -84,7 +103,8 @@ template <class Exec>
 LayoutStatistics statistics(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences,
                             const BlockLayout<typename Exec::memory_space>& layout);
 
-/// A layout's lists on the host, to read results or to build one by hand (tests, files).
+/// A layout's lists on the host, exactly as long as their last offsets say: to read results or to build a layout by
+/// hand (tests, files).
 struct HostLists {
     std::vector<std::int64_t> offsets;  // [lists * rows + 1]
     std::vector<std::int32_t> columns;

@@ -36,5 +36,9 @@ template <class Exec>
 BlockLayout<typename Exec::memory_space> build_layout(const Exec& exec,
                                                       const Sequences<typename Exec::memory_space>& sequences,
                                                       int block, bool causal, const std::vector<HeadMode>& modes);
+/// The same into a layout that may have been made before (see make_block_grid). Waits for nothing.
+template <class Exec>
+void build_layout(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block, bool causal,
+                  const std::vector<HeadMode>& modes, BlockLayout<typename Exec::memory_space>& layout);
 
 }  // namespace sparseattn

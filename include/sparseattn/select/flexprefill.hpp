@@ -31,15 +31,24 @@ struct FlexPrefillOptions {
 /// rows, with the vertical-slash set at the minimum budget. Block 0 and the rows' own blocks always. A sequence with
 /// n_k <= max(2 B, min_budget) is dense. (arXiv 2502.20766, section 3; ties take the lower index.)
 ///
-/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Waits for `exec` once, for the number of
-/// blocks. Takes `flexprefill_bytes` of workspace. Throws InvalidArgument for options out of range, shapes that do not
-/// fit the sequences, and sequences with fewer keys than queries.
+/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for. Takes
+/// `flexprefill_bytes` of workspace. Throws InvalidArgument for options out of range, shapes that do not fit the
+/// sequences, and sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_flexprefill(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
     const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
     const FlexPrefillOptions& options, Workspace<typename Exec::memory_space>& workspace,
     const EstimatedHeads& estimate = {});
+
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_flexprefill(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                        const HeadsView<const T, typename Exec::memory_space>& key,
+                        const Sequences<typename Exec::memory_space>& sequences, const FlexPrefillOptions& options,
+                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                        BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that select_flexprefill takes for `heads` estimated heads in groups of `group` query heads a key
 /// head. With N = longest n_k, M = N / B: 4 N d (keys of one head) + 4 N B (scores of the last queries) + group * (8 N

@@ -61,9 +61,10 @@ struct MInferenceOptions {
 /// counts twice. block_sparse: the block_sparse_blocks largest of mean query . mean key, the row's own blocks among
 /// them. (arXiv 2407.02490, section 3; ties take the lower index.)
 ///
-/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Waits for `exec` for the numbers of blocks
-/// and keys. Takes `minference_bytes` of workspace. Throws InvalidArgument for options out of range, patterns whose
-/// number is not Hq, shapes that do not fit the sequences, and sequences with fewer keys than queries.
+/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for unless
+/// some heads look at no scores: single keys have room for all kept columns of every row, 4 bytes each. Takes
+/// `minference_bytes` of workspace. Throws InvalidArgument for options out of range, patterns whose number is not Hq,
+/// shapes that do not fit the sequences, and sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const HeadsView<const T, typename Exec::memory_space>& query,
@@ -72,6 +73,15 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const MInferenceOptions& options,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate = {});
+
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_minference(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that select_minference takes for `heads` query heads, `estimate` of them, in groups of `group` a
 /// key head. With N = longest n_k, M = N / B, E = estimated heads that are neither streaming nor dense: 4 N d + 256 N +

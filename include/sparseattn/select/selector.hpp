@@ -72,13 +72,23 @@ struct LayerSelector {
 };
 
 /// The layout of query [T_q, Hq, d] and key [T_k, Hkv, d] (float or bf16) by the method of `options`, heads as `plan`
-/// says. The layout is a constant for gradients. Waits for `exec`: the number of blocks decides the allocation.
-/// Throws InvalidArgument for options out of range and shapes that do not fit.
+/// says. The layout is a constant for gradients. Waits for nothing on a device, unless layouts have to be combined
+/// (heads with modes of their own beside estimated ones, shared groups, MInference heads without scores). Throws
+/// InvalidArgument for options out of range and shapes that do not fit.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
     const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
     const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan = {});
+
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: a repeated
+/// call of the same shape allocates nothing where it combines nothing. See make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+            const HeadsView<const T, typename Exec::memory_space>& key,
+            const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
+            Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan,
+            BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that `select` takes when it estimates all of `heads` query heads; the methods' own functions say
 /// what they are made of.

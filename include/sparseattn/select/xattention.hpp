@@ -36,8 +36,10 @@ struct XAttentionOptions {
 /// columns j in J (arXiv 2503.16428, section 2). Causal: strided column j takes part in strided row i when some pair of
 /// their tokens is visible, positions being aligned at the sequences' ends. Scores and masses are fp32.
 ///
-/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16. Waits for `exec` once, for the number of blocks. Takes
-/// `xattention_bytes` of workspace; the scores are formed `chunk_rows` strided rows at a time.
+/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16. On a device nothing is waited for: columns have room for
+/// every block that the estimated heads might visit. Takes `xattention_bytes` of workspace; the scores are formed
+/// `chunk_rows` strided rows at a time. bf16 on Hopper GPUs: cuda/select.hpp, whose workspace is another
+/// (xattention_workspace there) and whose masses differ by the rounding of fp32 sums.
 /// Throws InvalidArgument for options out of range, thresholds whose number is not Hq, shapes that do not fit the
 /// sequences, and causal sequences with fewer keys than queries.
 template <class Exec, class T>
@@ -48,6 +50,15 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
                                                            const XAttentionOptions& options,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate = {});
+
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
+/// make_block_grid (layout/block_layout.hpp).
+template <class Exec, class T>
+void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                       const HeadsView<const T, typename Exec::memory_space>& key,
+                       const Sequences<typename Exec::memory_space>& sequences, const XAttentionOptions& options,
+                       Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that select_xattention takes for `heads` estimated heads. With N = longest n_k, C = chunk_rows:
 /// 4 N d (keys of one head) + 4 C S d + 4 C N (1/S + 2/B) + heads * rows * N / (8 B) (the result as bits), each term

@@ -29,6 +29,47 @@ std::vector<typename View::non_const_value_type> to_host(const Exec& exec, const
     return values;
 }
 
+/// Gives `array` room for at least `count` elements; what it held is lost when it grows.
+template <class T, class Mem, class Exec>
+void make_room(const Exec& exec, const std::string& label, std::int64_t count, Array1<T, Mem>& array) {
+    if (static_cast<std::int64_t>(array.extent(0)) >= count) return;
+    array = Array1<T, Mem>();  // before the new one is there
+    array = Array1<T, Mem>(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label), count);
+}
+/// Gives `array` exactly `count` elements.
+template <class T, class Mem, class Exec>
+void make_size(const Exec& exec, const std::string& label, std::int64_t count, Array1<T, Mem>& array) {
+    if (static_cast<std::int64_t>(array.extent(0)) != count) array = Array1<T, Mem>();
+    make_room(exec, label, count, array);
+}
+
+template <class T, int size>
+struct ValuePack {
+    T values[size];
+};
+
+/// Writes a few host values to `to` through the arguments of kernels: nothing is waited for.
+template <class T, class Exec>
+void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, T* to) {
+    constexpr int size = 1024 / static_cast<int>(sizeof(T));
+    const int count = static_cast<int>(values.size());
+    for (int first = 0; first < count; first += size) {
+        ValuePack<T, size> pack{};
+        const int part = count - first < size ? count - first : size;
+        for (int i = 0; i < part; ++i) pack.values[i] = values[static_cast<std::size_t>(first + i)];
+        T* begin = to + first;
+        Kokkos::parallel_for(
+            label + ".put", Kokkos::RangePolicy<Exec>(exec, 0, part),
+            KOKKOS_LAMBDA(int i) { begin[i] = pack.values[i]; });
+    }
+}
+/// The same into `array`, made of that size.
+template <class T, class Mem, class Exec>
+void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, Array1<T, Mem>& array) {
+    make_size(exec, label, static_cast<std::int64_t>(values.size()), array);
+    put_values(exec, label, values, array.data());
+}
+
 /// `count` zeros, written on `exec` (a view's own initialisation runs unlabelled, on a space of its choice).
 template <class T, class Exec>
 Array1<T, typename Exec::memory_space> zeros(const Exec& exec, const std::string& label, std::int64_t count) {

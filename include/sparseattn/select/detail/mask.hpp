@@ -68,15 +68,26 @@ struct KeptColumns {
     Span2<const std::int32_t, Mem> count;    // [lists, sequences]
 };
 
-// The layout of a mask, causal or not. `head_list` maps every head to a list; lists past those of the mask are empty.
-// Windows hold every key. Waits for `exec`: the number of entries decides the allocation.
+// Query and key blocks that `lists` lists may visit at most, and single keys beside them when each row keeps `columns`.
+template <class Mem>
+std::int64_t most_blocks(const Sequences<Mem>& sequences, int block, bool causal, std::int64_t lists);
+template <class Mem>
+std::int64_t most_single_keys(const Sequences<Mem>& sequences, int block, std::int64_t lists, std::int64_t columns);
+
+// The layout of a mask, causal or not, into one that may have been made before. `head_list` maps every head to a list;
+// lists past those of the mask are empty. Windows hold every key. A device makes room for what the lists may hold at
+// most and waits for nothing.
 template <class Exec>
-BlockLayout<typename Exec::memory_space> layout_from_mask(const Exec& exec,
-                                                          const Sequences<typename Exec::memory_space>& sequences,
-                                                          int block, bool causal,
-                                                          const BlockMask<typename Exec::memory_space>& mask,
-                                                          const std::vector<std::int32_t>& head_list,
-                                                          const KeptColumns<typename Exec::memory_space>& kept = {});
+void layout_from_mask(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block, bool causal,
+                      const BlockMask<typename Exec::memory_space>& mask, const std::vector<std::int32_t>& head_list,
+                      const KeptColumns<typename Exec::memory_space>& kept,
+                      BlockLayout<typename Exec::memory_space>& layout);
+
+// Everything of such a layout but its lists.
+template <class Exec>
+void begin_selected_layout(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block,
+                           bool causal, const std::vector<std::int32_t>& head_list,
+                           BlockLayout<typename Exec::memory_space>& layout);
 
 // head_list for a layout whose list e belongs to head estimate[e]; all other heads share one empty list behind them.
 std::vector<std::int32_t> estimated_head_list(const std::vector<std::int32_t>& estimate, int heads);

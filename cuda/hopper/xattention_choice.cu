@@ -1,0 +1,264 @@
+#include <algorithm>
+
+#include "cuda/hopper/launch.hpp"
+#include "cuda/hopper/ptx.cuh"
+#include "cuda/hopper/xattention_args.hpp"
+
+namespace sparseattn::cuda::hopper {
+namespace {
+
+constexpr unsigned whole = 0xffffffffu;
+constexpr int most_warps = 4;  // of a thread block; each works on a row of its own
+
+/// Sums and extremes over a warp, in every lane and always in the same order.
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole, value, distance);
+    return value;
+}
+
+/// Blocks taken: those of mass >= `least`, and of those equal to it only the ones below `tie_end`. Masses are not
+/// negative, so that their bits order like they do.
+struct Cut {
+    std::uint32_t least = 0xffffffffu;
+    int tie_end = 0x7fffffff;
+    __device__ __forceinline__ bool takes(float mass, int block) const {
+        const std::uint32_t bits = __float_as_uint(mass);
+        return bits > least || (bits == least && block < tie_end);
+    }
+};
+
+/// The masses of a row, searched by one warp. Forced blocks count nothing.
+struct RowMasses {
+    const float* masses;  // shared
+    int count, lane;
+    bool sink, recent;
+    int own_begin, own_end;
+
+    __device__ __forceinline__ bool forced(int block) const {
+        return (sink && block == 0) || (recent && block >= own_begin && block < own_end);
+    }
+    struct Part {
+        double sum;
+        int blocks;
+    };
+    /// Those whose bits are at least `least`.
+    __device__ __forceinline__ Part from(std::uint32_t least) const {
+        double sum = 0;
+        int blocks = 0;
+#pragma unroll 1
+        for (int block = lane; block < count; block += 32) {
+            const float mass = masses[block];
+            if (__float_as_uint(mass) >= least && !forced(block)) {
+                sum += static_cast<double>(mass);
+                ++blocks;
+            }
+        }
+        return {warp_sum(sum), static_cast<int>(__reduce_add_sync(whole, blocks))};
+    }
+    /// One past the place of the `wanted`-th (from 1) block with these bits.
+    __device__ __forceinline__ int tie_end(std::uint32_t bits, int wanted) const {
+#pragma unroll 1
+        for (int base = 0; base < count; base += 32) {
+            const int block = base + lane;
+            unsigned ties =
+                __ballot_sync(whole, block < count && __float_as_uint(masses[block]) == bits && !forced(block));
+            if (__popc(ties) >= wanted) {
+                for (; wanted > 1; --wanted) ties &= ties - 1;
+                return base + __ffs(ties);
+            }
+            wanted -= __popc(ties);
+        }
+        return count;
+    }
+    /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`.
+    __device__ __forceinline__ Cut cut(double required) const {
+        if (required <= 0) return {};
+        std::uint32_t least = 0xffffffffu, most = 0;
+#pragma unroll 1
+        for (int block = lane; block < count; block += 32) {
+            const std::uint32_t bits = __float_as_uint(masses[block]);
+            if (forced(block)) continue;
+            least = min(least, bits);
+            most = max(most, bits);
+        }
+        // The sum from `low` on reaches, that from `high` on does not; often one block between them is left early.
+        std::uint32_t low = 0, high = __reduce_max_sync(whole, most) + 1;
+        std::uint32_t middle = __reduce_min_sync(whole, least);
+        Part at_low{}, at_high{};
+        bool reached = false;
+#pragma unroll 1
+        do {
+            const Part part = from(middle);
+            if (part.sum >= required) {
+                low = middle;
+                at_low = part;
+                reached = true;
+            } else {
+                if (!reached) return {0, 0x7fffffff};  // all of them fall short, or one is NaN
+                high = middle;
+                at_high = part;
+            }
+            middle = low + (high - low) / 2;
+        } while (at_low.blocks - at_high.blocks > 1 && high - low > 1);
+        if (at_low.blocks - at_high.blocks == 1) return {low, 0x7fffffff};
+        // Only ties are left between them. Multiples of a float are exact here.
+        const double each = __uint_as_float(low), rest = required - at_high.sum;
+        int wanted = max(1, static_cast<int>(rest / each));
+        while (wanted > 1 && (wanted - 1) * each >= rest) --wanted;
+        while (wanted * each < rest) ++wanted;
+        return {low, tie_end(low, wanted)};
+    }
+};
+
+/// The blocks that matter to a query block, as select/detail/problem.hpp has them.
+struct Span {
+    int end, own_begin, own_end;
+};
+__device__ __forceinline__ Span row_span(const XAttentionShape& shape, int row, int queries, int keys) {
+    const int shift = keys - queries, blocks = (keys + shape.block - 1) / shape.block;
+    const int last = min((row + 1) * shape.block, queries) - 1 + shift, first = row * shape.block + shift;
+    Span span;
+    span.end = min(shape.causal ? last / shape.block + 1 : blocks, blocks);
+    span.own_begin = first < 0 ? 0 : first / shape.block;
+    span.own_end = min(last < 0 ? 0 : last / shape.block + 1, blocks);
+    return span;
+}
+
+/// factors[r, t] turn the sums that row r has in tile t into shares of the whole row: 32 / per_block lanes a row.
+__device__ __forceinline__ void row_factors(const float2* tops, int count, int tiles, int per_block, float scale_log2,
+                                            float* factors, int lane) {
+    const int lanes = 32 / per_block, r = min(lane / lanes, count - 1), sub = lane % lanes;
+    float top = -INFINITY;
+#pragma unroll 1
+    for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
+#pragma unroll 1
+    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(whole, top, distance));
+    float total = 0;
+#pragma unroll 1
+    for (int t = sub; t < tiles; t += lanes) {
+        const float2 own = tops[t * strided_tile + r];
+        // A tile of -inf has sums of 0; a row of nothing else becomes NaN, as its softmax is.
+        const float factor = own.x == -INFINITY ? 1.0f : exp2_fast((own.x - top) * scale_log2);
+        if (lane / lanes < count) factors[r * tiles + t] = factor;
+        total += factor * own.y;
+    }
+#pragma unroll 1
+    for (int distance = lanes / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(whole, total, distance);
+    const float scale = 1.0f / total;
+    if (lane / lanes < count) {
+#pragma unroll 1
+        for (int t = sub; t < tiles; t += lanes) factors[r * tiles + t] *= scale;
+    }
+}
+
+/// A mass from the sums of up to 16 strided rows.
+template <int Rows>
+__device__ __forceinline__ float block_mass(const float* sums, int pitch, const float* factors, int tiles, int count) {
+    float own[Rows], mass = 0;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) own[r] = r < count ? __ldcs(sums + r * pitch) : 0.0f;
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) mass = fmaf(own[r], r < count ? factors[r * tiles] : 0.0f, mass);
+    return mass;
+}
+
+/// One (head, query block) a warp: its masses from the row sums of the tiles, then the cut, then the bits.
+template <int PerBlock>
+__global__ void __launch_bounds__(32 * most_warps)
+    choose_blocks(const __grid_constant__ ChoiceArgs args, int warp_floats) {
+    extern __shared__ float shared[];
+    dependents_may_launch();
+    wait_for_previous_kernel();
+    const XAttentionShape& shape = args.shape;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int member = blockIdx.y, in_part = blockIdx.x * (blockDim.x / 32) + warp;
+    if (in_part >= args.rows) return;
+    const int row = args.first_row + in_part;
+    const int sequence = args.target.row_sequence[row], local = row - args.target.row_begin[sequence];
+    const int queries = shape.batch.query_offsets[sequence + 1] - shape.batch.query_offsets[sequence];
+    const int keys = shape.batch.key_offsets[sequence + 1] - shape.batch.key_offsets[sequence];
+    const Span span = row_span(shape, local, queries, keys);
+    const std::int64_t list_row = static_cast<std::int64_t>(args.table.list[member]) * args.target.rows + row;
+    std::uint32_t* words = args.words + list_row * args.word_count;
+    if (args.sums == nullptr || keys == 0) {
+#pragma unroll 1
+        for (int w = lane; w < args.word_count; w += 32) {
+            const int bits = span.end - w * 32;
+            words[w] = bits >= 32 ? whole : bits > 0 ? (1u << bits) - 1 : 0;
+        }
+        if (lane == 0) args.target.offsets[list_row + 1] = max(span.end, 0);
+        return;
+    }
+
+    constexpr int tile_blocks = tile_columns / PerBlock;
+    const int tile_shift = __ffs(tile_blocks) - 1, strided = (queries + shape.stride - 1) / shape.stride;
+    const int first = local * PerBlock, count = min(PerBlock, strided - first);
+    const RowTile tile = args.plan.row_tiles[args.plan.row_tile_begin[sequence] + first / strided_tile];
+    const int tiles = (span.end + tile_blocks - 1) / tile_blocks;
+    const std::int64_t number = static_cast<std::int64_t>(member) * args.tiles + tile.begin - args.first_tile;
+    const int in_tile = first % strided_tile;
+    float* masses = shared + warp * warp_floats;
+    float* factors = masses + args.word_count * 32;  // [count, tiles]
+    row_factors(args.tops + number * strided_tile + in_tile, count, tiles, PerBlock, shape.scale_log2, factors, lane);
+    __syncwarp();
+    double all = 0, held = 0;
+    const RowMasses row_masses{masses,         span.end,    lane, shape.keep_sink, shape.keep_recent,
+                               span.own_begin, span.own_end};
+#pragma unroll 1
+    for (int block = lane; block < span.end; block += 32) {
+        const int t = block >> tile_shift;
+        const float* sums =
+            args.sums + ((number + t) * strided_tile + in_tile) * tile_blocks + (block & (tile_blocks - 1));
+        const float mass = block_mass<PerBlock>(sums, tile_blocks, factors + t, tiles, count);
+        masses[block] = mass;
+        if (args.masses != nullptr) args.masses[list_row * args.mass_stride + block] = mass;
+        all += static_cast<double>(mass);
+        if (row_masses.forced(block)) held += static_cast<double>(mass);
+    }
+    __syncwarp();
+    const double total = warp_sum(all);
+    const Cut cut = row_masses.cut(args.table.threshold[member] * total - warp_sum(held));
+    int taken_blocks = 0;
+#pragma unroll 1
+    for (int w = 0; w < args.word_count; ++w) {
+        const int block = w * 32 + lane;
+        const bool taken = block < span.end && (row_masses.forced(block) || cut.takes(masses[block], block));
+        const unsigned word = __ballot_sync(whole, taken);
+        taken_blocks += __popc(word);
+        if (lane == 0) words[w] = word;
+    }
+    if (lane == 0) args.target.offsets[list_row + 1] = taken_blocks;
+}
+
+template <int PerBlock>
+cudaError_t launch(const ChoiceArgs& args, int warp_floats, cudaStream_t stream) {
+    const int warp_bytes = warp_floats * static_cast<int>(sizeof(float));
+    const int warps = std::clamp(most_choice_bytes / warp_bytes, 1, most_warps);
+    const cudaError_t error =
+        cudaFuncSetAttribute(choose_blocks<PerBlock>, cudaFuncAttributeMaxDynamicSharedMemorySize, warps * warp_bytes);
+    if (error != cudaSuccess) return error;
+    return launch_overlapping(choose_blocks<PerBlock>, dim3((args.rows + warps - 1) / warps, args.heads), 32 * warps,
+                              warps * warp_bytes, stream, args, warp_floats);
+}
+
+}  // namespace
+
+cudaError_t launch_choice(const ChoiceArgs& args, int warp_floats, cudaStream_t stream) {
+    switch (args.shape.block_columns()) {
+        case 1:
+            return launch<1>(args, warp_floats, stream);
+        case 2:
+            return launch<2>(args, warp_floats, stream);
+        case 4:
+            return launch<4>(args, warp_floats, stream);
+        case 8:
+            return launch<8>(args, warp_floats, stream);
+        case 16:
+            return launch<16>(args, warp_floats, stream);
+        default:
+            return cudaErrorNotSupported;
+    }
+}
+
+}  // namespace sparseattn::cuda::hopper

@@ -1,0 +1,65 @@
+/// \file
+/// Block selection, lists included, beside the dense causal forward of the same run. Work is that of the strided
+/// products that causality leaves: 1 / S of the dense score product.
+
+#include "perf/cuda/shapes.cuh"
+#include "tests/cuda/problem_select.cuh"
+
+namespace sparseattn::cuda::bench {
+namespace {
+
+using testing::DeviceProblem;
+using testing::SelectCase;
+using testing::SelectProblem;
+
+struct Selector {
+    int block, stride;
+};
+
+void select_row(const Options& options, Report& report, const Shape& shape, const Selector& selector,
+                const std::function<void()>& dense) {
+    SelectCase select_case{};
+    select_case.name = "bench";
+    select_case.queries = select_case.keys = {shape.length};
+    select_case.query_heads = shape.query_heads;
+    select_case.key_heads = shape.key_heads;
+    select_case.head_dim = shape.head_dim;
+    select_case.block = selector.block;
+    select_case.stride = selector.stride;
+    select_case.thresholds = {0.9};
+    SelectProblem problem(select_case, 17);
+    problem.params.masses = nullptr;
+    Row row = row_of("select", shape, {selector.block});
+    row.stride = selector.stride;
+    const char* why = "";
+    const Kernel kernel = xattention_kernel(problem.params, &why);
+    row.kernel = name(kernel);
+    if (kernel == Kernel::none) return report.not_served(row, why);
+    const std::vector<double> ms = time_in_turns(options, {dense, [&] { require(xattention(problem.params)); }});
+    const double rows = problem.host.rows();
+    const double kept = static_cast<double>(problem.offsets.host()[problem.heads.size() * problem.host.rows()]);
+    row.density = kept / (shape.query_heads * rows * (rows + 1) / 2);
+    row.ms = ms[1];
+    row.tflops = 1e-9 * shape.length * shape.length / selector.stride * shape.head_dim * shape.query_heads / ms[1];
+    row.share = ms[1] / ms[0];
+    row.goal_share = selector.stride == 16 ? 0.04 : 0;
+    report.row(row);
+}
+
+}  // namespace
+
+void bench_select(const Options& options, Report& report) {
+    const std::vector<int> lengths =
+        options.quick ? std::vector<int>{16384, 65536} : std::vector<int>{16384, 32768, 65536, 131072};
+    for (const int length : lengths) {
+        const Shape shape{length, 16, 4, 128, true};
+        const HostProblem host = build(shape, {128}, options.kernel);
+        DeviceProblem device(host, false, 0, 7);
+        const auto dense = [&] { require(forward(device.params)); };
+        for (const Selector& selector : {Selector{128, 16}, {64, 16}, {128, 8}}) {
+            select_row(options, report, shape, selector, dense);
+        }
+    }
+}
+
+}  // namespace sparseattn::cuda::bench
