@@ -114,16 +114,6 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 __device__ __forceinline__ void tensor_prefetch(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
-/// Brings a box into the L2 cache.
-__device__ __forceinline__ void tensor_prefetch_box(const CUtensorMap* map, int c0, int c1, int c2) {
-    asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1),
-                 "r"(c2)
-                 : "memory");
-}
-/// Brings the 128 bytes around an address of global memory into the caches.
-__device__ __forceinline__ void prefetch_line(const void* global) {
-    asm volatile("prefetch.global.L1 [%0];" ::"l"(global) : "memory");
-}
 /// Loads the box at the given element coordinates (innermost first) and reports its bytes to `barrier`. Elements
 /// outside the tensor read as zero and count.
 __device__ __forceinline__ void tensor_load(void* shared, const CUtensorMap* map, Barrier* barrier, int c0, int c1) {
