@@ -196,9 +196,9 @@ Status make_maps(ForwardArgs& args, const Problem& p, const Plan& plan) {
     if (error != cudaSuccess) return {error, "tensor map of query"};
     args.key = args.value = args.query;
     if (keys == 0) return {};  // every list is empty and these maps are never loaded from
-    error = make_heads_map(args.key, p.key, keys, p.key_heads, dim, box);
+    error = make_heads_map(args.key, p.key, keys, p.key_heads, dim, box, 1, group);
     if (error != cudaSuccess) return {error, "tensor map of key"};
-    error = make_heads_map(args.value, p.value, keys, p.key_heads, dim, box);
+    error = make_heads_map(args.value, p.value, keys, p.key_heads, dim, box, 1, group);
     return {error, error == cudaSuccess ? "" : "tensor map of value"};
 }
 

@@ -33,67 +33,87 @@ struct Rows64 {
     Barrier* query_empty;
 };
 
-/// Which query (counted in the sequence) and head one of the thread's two rows is. `half`: which 64 rows of the team's
-/// queries the warpgroup has; `row`: the row among them.
+/// Which query and head one of the thread's two rows is, counted from the tile's first. `half`: which 64 rows of the
+/// team's queries the warpgroup has; `row`: the row among them.
 struct RowPlace {
     int query, head;
 };
 template <class Shape>
-__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, const Tile& tile, int half, int row) {
+__device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, int half, int row) {
     const int heads = args.schedule.heads_per_unit;
-    if constexpr (Shape::group) return {tile.first + row / heads, tile.head + row % heads};
-    if (Shape::paired && heads == 1) return {tile.first + half * 64 + row, tile.head};
-    return {tile.first + row, tile.head + half};
+    if constexpr (Shape::group) return {row / heads, row % heads};
+    if (Shape::paired && heads == 1) return {half * 64 + row, 0};
+    return {row, half};
 }
 
-/// Normalises and writes a warp's 16 rows. Whole lists: 16 bytes a lane, a quad turns its 2 x 4 channels of four groups
-/// of 8 into one group each. ListPieces: floats, to the partial results.
-/// `first_row` is that of the thread, 0..63, the second one is 8 below.
+/// One divided by a row's sum of exponentials, and its log; 0 and -inf for a row that sees no key.
+struct RowScale {
+    float inverse, lse;
+};
+__device__ __forceinline__ RowScale row_scale(const ForwardArgs& args, const RowState& state, int half, bool closed) {
+    float sum = state.sum[half];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (!(sum > 0) || closed) return {0.0f, -INFINITY};
+    return {1.0f / sum, fmaf(state.maximum[half], args.scale, logf(sum))};
+}
+/// True for a row of a head that the gate closes.
+__device__ __forceinline__ bool row_closed(const ForwardArgs& args, const Tile& tile, RowPlace place, bool valid) {
+    return args.gate != nullptr && valid && args.gate[tile.head + place.head] == args.branch[tile.branch].closed;
+}
+
+/// Normalises and writes a warp's 16 rows: a quad turns its 2 x 4 channels of four groups of 8 into one group each, 16
+/// bytes a lane. `first_row` is that of the thread, 0..63, the second one is 8 below.
 template <class Shape>
 __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
                                            const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
                                            int lane) {
-    const ForwardBranch& branch = args.branch[tile.branch];
+    const TileResult& result = tile.result;
+    const int queries = tile.end - tile.first;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + 8 * half;
-        const RowPlace place = row_place<Shape>(args, tile, half_of_team, row);
-        const bool valid = place.query < tile.end;
-        const std::int64_t token = tile.query_token + place.query;
-        float sum = state.sum[half];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        if (valid && args.gate != nullptr && args.gate[place.head] == branch.closed) sum = 0;
-        const float inverse = sum > 0 ? 1.0f / sum : 0.0f;
-        const float lse = sum > 0 ? fmaf(state.maximum[half], args.scale, logf(sum)) : -INFINITY;
-        if (tile.slot >= 0) {
-            if (!valid) continue;
-            const std::int64_t slot_row =
-                static_cast<std::int64_t>(tile.slot) * args.pieces.slot_rows + half_of_team * 64 + row;
-            if (lane % 4 == 0) args.pieces.lse[slot_row] = lse;
-            float* out = args.pieces.out + slot_row * Shape::head_dim + lane % 4 * 2;
-#pragma unroll
-            for (int column = 0; column < Shape::head_dim; column += 8) {
-                const int at = column / 2 + 2 * half;
-                *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * inverse, o[at + 1] * inverse);
-            }
-            continue;
-        }
+        const RowPlace place = row_place<Shape>(args, half_of_team, first_row + 8 * half);
+        const bool valid = place.query < queries;
+        const RowScale scale = row_scale(args, state, half, row_closed(args, tile, place, valid));
         if (lane % 4 == 0 && valid) {
-            branch.lse.data[token * branch.lse.token_stride + place.head * branch.lse.head_stride] = lse;
+            result.lse[place.query * result.lse_token + place.head * result.lse_head] = scale.lse;
         }
-        auto* out = static_cast<__nv_bfloat16*>(branch.out.data) + token * branch.out.token_stride +
-                    place.head * branch.out.head_stride + lane % 4 * 8;
+        auto* out = static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token +
+                    place.head * result.out_head + lane % 4 * 8;
 #pragma unroll
         for (int column = 0; column < Shape::head_dim; column += 32) {
             std::uint32_t x[4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int at = column / 2 + 4 * i + 2 * half;
-                x[i] = pack_bf16(o[at] * inverse, o[at + 1] * inverse);
+                x[i] = pack_bf16(o[at] * scale.inverse, o[at + 1] * scale.inverse);
             }
             transpose_quad(x, lane);
             if (valid) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+        }
+    }
+}
+/// The same for a piece of a list: floats, to its partial result.
+template <class Shape>
+__device__ __forceinline__ void store_piece(const ForwardArgs& args, const Tile& tile, int half_of_team,
+                                            const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
+                                            int lane) {
+    const ListPieces& pieces = args.pieces;
+    const int queries = tile.end - tile.first;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = first_row + 8 * half;
+        const RowPlace place = row_place<Shape>(args, half_of_team, row);
+        const bool valid = place.query < queries;
+        const RowScale scale = row_scale(args, state, half, row_closed(args, tile, place, valid));
+        if (!valid) continue;
+        const std::int64_t slot_row = static_cast<std::int64_t>(tile.slot) * pieces.slot_rows + half_of_team * 64 + row;
+        if (lane % 4 == 0) pieces.lse[slot_row] = scale.lse;
+        float* out = pieces.out + slot_row * Shape::head_dim + lane % 4 * 2;
+#pragma unroll
+        for (int column = 0; column < Shape::head_dim; column += 8) {
+            const int at = column / 2 + 2 * half;
+            *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * scale.inverse, o[at + 1] * scale.inverse);
         }
     }
 }
@@ -209,11 +229,13 @@ struct Consumer {
     __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
         const auto keys_of = [&](int row_half) {
             const Tile& tile = rows.tile;
-            const RowPlace place = row_place<Shape>(args, tile, half, first_row() + 8 * row_half);
+            const RowPlace place = row_place<Shape>(args, half, first_row() + 8 * row_half);
+            const int query = tile.first + place.query;
             if constexpr (Shape::group) {
-                return seen_by(rule_of(tile, args.branch[tile.branch].layout.windows[place.head]), place.query);
+                const Window* windows = args.branch[tile.branch].layout.windows;
+                return seen_by(rule_of(tile, windows[tile.head + place.head]), query);
             } else {
-                return seen_by(rule_of(tile, window_of(tile)), place.query);
+                return seen_by(rule_of(tile, window_of(tile)), query);
             }
         };
         own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
@@ -236,9 +258,11 @@ struct Consumer {
             barrier_wait(&control.query_full[query.stage], query.phase);
             barrier_wait(&control.full[ring.stage], ring.phase);
         }
+        std::uint64_t key = operand(data.ring[ring.stage]);
+        asm volatile("" : "+l"(key));  // as in query_at
         pin(s);
         product_fence();
-        score_product<Shape>(s, query_at(count), operand(data.ring[ring.stage]));
+        score_product<Shape>(s, query_at(count), key);
         product_commit();
         return steps;
     }
@@ -310,7 +334,10 @@ struct Consumer {
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
-        store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
+        if (rows.tile.slot < 0)
+            store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
+        else
+            store_piece<Shape>(args, rows.tile, half, o, state, first_row(), lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         return next_steps;
     }

@@ -84,33 +84,16 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
         tile.end = min(tile.first + schedule.tokens, tile.end);
     }
     find_windows<Shape>(schedule, layout, tile);
+    const std::int64_t token = tile.query_token + static_cast<std::int64_t>(tile.first);
+    const Heads& out = branch.out;
+    const Rows& lse = branch.lse;
+    tile.result = {static_cast<__nv_bfloat16*>(out.data) + token * out.token_stride + tile.head * out.head_stride,
+                   lse.data + token * lse.token_stride + tile.head * lse.head_stride,
+                   out.token_stride,
+                   out.head_stride,
+                   lse.token_stride,
+                   lse.head_stride};
     return tile;
-}
-
-/// Calls `box(offset in the query buffer, channel, head, token)` for each box of a tile's queries.
-template <class Shape, class Box>
-__device__ __forceinline__ void for_query_boxes(const Schedule& schedule, const Tile& tile, const Box& box) {
-    const int token = tile.query_token + tile.first;
-    const bool folded = Shape::paired && schedule.heads_per_unit == 2;
-    for (int half = 0; half < Shape::warpgroups; ++half) {
-#pragma unroll
-        for (int panel = 0; panel < Shape::panels; ++panel) {
-            box(panel * Shape::query_panel + half * 64 * swizzle_row, panel * 64, tile.head + (folded ? half : 0),
-                token + (folded ? 0 : half * 64));
-        }
-    }
-}
-
-/// What the loader will wait for when it comes to the tile.
-template <class Shape>
-__device__ __forceinline__ void prefetch_tile(const ForwardArgs& args, const Tile& tile) {
-    if (tile.blocks > 0) {  // the entries that are read first
-        prefetch_line(tile.columns + tile.blocks - 1);
-        prefetch_line(tile.columns + max(tile.blocks - 32, 0));
-    }
-    for_query_boxes<Shape>(args.schedule, tile, [&](int, int channel, int head, int token) {
-        tensor_prefetch_box(&args.query, channel, head, token);
-    });
 }
 
 template <class Shape>
@@ -129,7 +112,6 @@ __device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamCont
             part = 0;
             index = all_teams + atomicAdd(args.schedule.counter, 1);
         }
-        if (tile.steps >= 0) prefetch_tile<Shape>(args, tile);
         barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
         control.tiles[slot.stage] = tile;
         barrier_arrive(&control.tile_full[slot.stage]);
@@ -235,12 +217,22 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
 template <class Shape>
 __device__ __forceinline__ void load_queries(const ForwardArgs& args, unsigned char* shared, Barrier* full,
                                              const Tile& tile) {
-    const Schedule& schedule = args.schedule;
-    barrier_expect(full, Shape::group ? Shape::panels * schedule.heads_per_unit * schedule.tokens * swizzle_row
-                                      : Shape::query_bytes);
-    for_query_boxes<Shape>(schedule, tile, [&](int offset, int channel, int head, int token) {
-        tensor_load(shared + offset, &args.query, full, channel, head, token);
-    });
+    const int token = tile.query_token + tile.first, heads = args.schedule.heads_per_unit;
+    if constexpr (Shape::group) {
+        barrier_expect(full, Shape::panels * heads * args.schedule.tokens * swizzle_row);
+        for (int panel = 0; panel < Shape::panels; ++panel) {
+            tensor_load(shared + panel * Shape::query_panel, &args.query, full, panel * 64, tile.head, token);
+        }
+        return;
+    }
+    barrier_expect(full, Shape::query_bytes);
+    for (int half = 0; half < Shape::warpgroups; ++half) {
+#pragma unroll
+        for (int panel = 0; panel < Shape::panels; ++panel) {
+            tensor_load(shared + panel * Shape::query_panel + half * 64 * swizzle_row, &args.query, full, panel * 64,
+                        tile.head + (heads == 2 ? half : 0), token + (heads == 2 ? 0 : half * 64));
+        }
+    }
 }
 
 /// Loads in the order of use: K0, K1, V0, K2, V1, ..., V of the last step.
@@ -255,6 +247,9 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
         const Tile& tile = control.tiles[slot.stage];
         const int steps = tile.steps;
         if (steps < 0) break;
+        barrier_wait(&control.query_empty[query.stage], query.phase ^ 1);
+        if (lane == 0) load_queries<Shape>(args, data.query[query.stage], &control.query_full[query.stage], tile);
+        __syncwarp();
         const int block = args.branch[0].layout.block;
         ListReader list(tile.columns, tile.blocks);
         TileKeys before{}, now{};
@@ -267,10 +262,6 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
                 now = step_keys<Shape>(tile, block, list, tile.begin + (item + 1) / 2, lane);
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
-            if (item > 0) continue;  // the queries' buffer is free later than the first keys'
-            barrier_wait(&control.query_empty[query.stage], query.phase ^ 1);
-            if (lane == 0) load_queries<Shape>(args, data.query[query.stage], &control.query_full[query.stage], tile);
-            __syncwarp();
         }
         barrier_arrive(&control.tile_empty[slot.stage]);
     }

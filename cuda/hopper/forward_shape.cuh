@@ -36,10 +36,18 @@ struct ForwardShape {
     static_assert(stages >= 2, "K of one step and V of the step before");
 };
 
+/// Where a tile's first query and head are written; strides in elements.
+struct TileResult {
+    void* out;
+    float* lse;
+    std::int64_t out_token, out_head, lse_token, lse_head;
+};
+
 /// One (query block, unit) to compute, or a piece of its list.
 struct Tile {
     const std::int32_t* columns;  // its list
     const std::int32_t* keys;     // its single keys
+    TileResult result;            // of a whole list
     int begin;                    // first step of the list
     int steps;                    // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
     int blocks;                   // key blocks of the list

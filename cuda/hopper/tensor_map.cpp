@@ -26,7 +26,7 @@ Encode find_encoder() {
 /// and `box` of the last dimension.
 template <int Rank>
 cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[Rank],
-                       const std::int64_t (&strides)[Rank - 1], int box, int box_heads = 1) {
+                       const std::int64_t (&strides)[Rank - 1], int box, int box_heads = 1, bool streamed = false) {
     static const Encode encode = find_encoder();
     if (encode == nullptr) return cudaErrorNotSupported;
     cuuint64_t bytes[Rank - 1];
@@ -38,7 +38,8 @@ cudaError_t encode_map(CUtensorMap& map, void* data, const cuuint64_t (&sizes)[R
     boxes[Rank - 1] = static_cast<cuuint32_t>(box);
     const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, data, sizes, bytes, boxes, steps,
                                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                   streamed ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -50,12 +51,12 @@ std::int64_t head_stride(const Heads& array, int heads, int head_dim) {
 }  // namespace
 
 cudaError_t make_heads_map(CUtensorMap& map, const Heads& array, int tokens, int heads, int head_dim, int box_tokens,
-                           int box_heads) {
+                           int box_heads, bool streamed) {
     const std::int64_t between_heads = head_stride(array, heads, head_dim);
     return encode_map<3>(
         map, array.data,
         {static_cast<cuuint64_t>(head_dim), static_cast<cuuint64_t>(heads), static_cast<cuuint64_t>(tokens)},
-        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens, box_heads);
+        {between_heads, tokens > 1 ? array.token_stride : between_heads * heads}, box_tokens, box_heads, streamed);
 }
 
 cudaError_t make_strided_map(CUtensorMap& map, const Heads& array, int heads, int head_dim, int stride, int phases,
