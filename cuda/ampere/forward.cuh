@@ -2,7 +2,8 @@
 /// \file
 /// Block-sparse attention forward with the matrix product of a warp: a thread block has one tile of queries of one
 /// head, each warp 16 or 32 of them. Keys and values of a step have one place each in shared memory: the copy of the
-/// values runs under the scores and their softmax, that of the next keys under the product with the values. Probabilities stay in registers.
+/// values runs under the scores and their softmax, that of the next keys under the product with the values.
+/// Probabilities stay in registers.
 
 #include <cmath>
 

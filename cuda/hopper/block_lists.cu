@@ -8,29 +8,36 @@ namespace {
 constexpr int scan_threads = 1024;
 constexpr int fill_threads = 256;
 
-/// Sums offsets[1 .. rows] in place, one thread block; those past `mask_rows` count as 0.
+/// Sums offsets[1 .. rows] in place, one thread block, a segment a warp; those past `mask_rows` count as 0.
 __global__ void __launch_bounds__(scan_threads)
     scan_offsets(std::int64_t* offsets, std::int64_t rows, std::int64_t mask_rows) {
-    __shared__ std::int64_t warp_sum[scan_threads / 32];
-    const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-    const std::int64_t share = (rows + scan_threads - 1) / scan_threads;
-    const std::int64_t begin = min(thread * share, rows), end = min(begin + share, rows);
+    constexpr int warps = scan_threads / 32;
+    __shared__ std::int64_t warp_sum[warps];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const std::int64_t share = (rows + scan_threads - 1) / scan_threads * 32;
+    const std::int64_t begin = min(warp * share, rows), end = min(begin + share, rows);
     dependents_may_launch();
     wait_for_previous_kernel();
-    const auto count = [&](std::int64_t i) { return i < mask_rows ? offsets[i + 1] : 0; };
+    const auto count = [&](std::int64_t i) { return i < min(end, mask_rows) ? offsets[i + 1] : 0; };
     std::int64_t own = 0;
-    for (std::int64_t i = begin; i < end; ++i) own += count(i);
-    std::int64_t before = own;
-    for (int distance = 1; distance < 32; distance *= 2) {
-        const std::int64_t other = __shfl_up_sync(0xffffffffu, before, distance);
-        if (lane >= distance) before += other;
-    }
-    if (lane == 31) warp_sum[warp] = before;
+#pragma unroll 4
+    for (std::int64_t i = begin + lane; i < end; i += 32) own += count(i);
+    for (int distance = 16; distance > 0; distance /= 2) own += __shfl_xor_sync(0xffffffffu, own, distance);
+    if (lane == 0) warp_sum[warp] = own;
     __syncthreads();
+    std::int64_t before = 0;
     for (int w = 0; w < warp; ++w) before += warp_sum[w];
-    before -= own;
-    if (thread == 0) offsets[0] = 0;
-    for (std::int64_t i = begin; i < end; ++i) offsets[i + 1] = before += count(i);
+    if (threadIdx.x == 0) offsets[0] = 0;
+    for (std::int64_t base = begin; base < end; base += 32) {
+        std::int64_t sum = count(base + lane);
+        for (int distance = 1; distance < 32; distance *= 2) {
+            const std::int64_t other = __shfl_up_sync(0xffffffffu, sum, distance);
+            if (lane >= distance) sum += other;
+        }
+        sum += before;
+        if (base + lane < end) offsets[base + lane + 1] = sum;
+        before = __shfl_sync(0xffffffffu, sum, 31);
+    }
 }
 
 /// Bits to ascending columns, a warp a row.

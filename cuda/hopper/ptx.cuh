@@ -92,26 +92,6 @@ __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// --- Clusters of thread blocks ------------------------------------------------------------------------------------
-
-__device__ __forceinline__ int cluster_rank() {
-    std::uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return static_cast<int>(rank);
-}
-/// By all threads of the cluster.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-/// Arrives on the barrier at the same place in thread block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(Barrier* barrier, int rank) {
-    asm volatile(
-        "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-        " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(shared_address(barrier)),
-        "r"(rank)
-        : "memory");
-}
-
 // --- Order between ordinary accesses and those of the copy engine and the matrix unit ----------------------------
 
 /// By every thread that wrote shared memory with ordinary stores, before the barrier after which the copy engine or the
@@ -157,16 +137,6 @@ __device__ __forceinline__ void tensor_load(void* shared, const CUtensorMap* map
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
         "%6}], [%2];" ::"r"(shared_address(shared)),
         "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
-        : "memory");
-}
-/// The same into every thread block of the cluster whose bit is set in `mask`, at the same place in each, whose barrier
-/// at the same place gets the bytes.
-__device__ __forceinline__ void tensor_load_shared(void* shared, const CUtensorMap* map, Barrier* barrier, int c0,
-                                                   int c1, int c2, int c3, std::uint16_t mask) {
-    asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-        "[%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(shared_address(shared)),
-        "l"(map), "r"(shared_address(barrier)), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"(mask)
         : "memory");
 }
 /// Stores a box from shared memory; elements outside the tensor are dropped. Ends with bulk_commit and bulk_wait.

@@ -85,141 +85,64 @@ __device__ __forceinline__ void stay_before(float value) {
 #define SPARSEATTN_F8(d, i)                                                                                     \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
-#define SPARSEATTN_F32(d, i) \
-    SPARSEATTN_F8(d, i), SPARSEATTN_F8(d, i + 8), SPARSEATTN_F8(d, i + 16), SPARSEATTN_F8(d, i + 24)
+#define SPARSEATTN_F16(d, i) SPARSEATTN_F8(d, i), SPARSEATTN_F8(d, i + 8)
+#define SPARSEATTN_F32(d, i) SPARSEATTN_F16(d, i), SPARSEATTN_F16(d, i + 16)
+#define SPARSEATTN_F64(d, i) SPARSEATTN_F32(d, i), SPARSEATTN_F32(d, i + 32)
 
-template <bool AcrossA = false, bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[16], std::uint64_t a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %18, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, %16, %17, p, 1, 1, %19, %20;\n}\n"
-        : SPARSEATTN_F8(d, 0), SPARSEATTN_F8(d, 8)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));
-}
-template <bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[16], const std::uint32_t* a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %21, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-        "}, {%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
-        : SPARSEATTN_F8(d, 0), SPARSEATTN_F8(d, 8)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));
-}
+// The names of the accumulators, operands %0 to %N/2 - 1.
+#define SPARSEATTN_NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define SPARSEATTN_NAMES_32 \
+    SPARSEATTN_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SPARSEATTN_NAMES_48 \
+    SPARSEATTN_NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define SPARSEATTN_NAMES_64 \
+    SPARSEATTN_NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SPARSEATTN_NAMES_128                                                                                      \
+    SPARSEATTN_NAMES_64                                                                                           \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, " \
+    "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "                                                     \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, "    \
+    "%114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-template <bool AcrossA = false, bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[32], std::uint64_t a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %34, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, %32, %33, p, 1, 1, %35, %36;\n}\n"
-        : SPARSEATTN_F32(d, 0)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));
-}
-template <bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[32], const std::uint32_t* a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %37, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-        "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-        : SPARSEATTN_F32(d, 0)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));
-}
+// Both products of one width N: A from shared memory and from registers. `count` accumulators (N / 2), listed by
+// `accumulators`; o0.. are the numbers of the operands that follow them: count, count + 1, ...
+#define SPARSEATTN_PRODUCTS(N, count, accumulators, o0, o1, o2, o3, o4, o5, o6)                                       \
+    template <bool AcrossA = false, bool AcrossB = false>                                                             \
+    __device__ __forceinline__ void product(float(&d)[count], std::uint64_t a, std::uint64_t b, int accumulate) {     \
+        asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #o2 ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N         \
+                     "k16.f32.bf16.bf16 {" SPARSEATTN_NAMES_##count "}, %" #o0 ", %" #o1 ", p, 1, 1, %" #o3 ", %" #o4 \
+                                                                    ";\n}\n"                                          \
+                     : accumulators                                                                                   \
+                     : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));                  \
+    }                                                                                                                 \
+    template <bool AcrossB = false>                                                                                   \
+    __device__ __forceinline__ void product(float(&d)[count], const std::uint32_t* a, std::uint64_t b,                \
+                                            int accumulate) {                                                         \
+        asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, %" #o5 ", 0;\n wgmma.mma_async.sync.aligned.m64n" #N         \
+                     "k16.f32.bf16.bf16 {" SPARSEATTN_NAMES_##count "}, {%" #o0 ", %" #o1 ", %" #o2 ", %" #o3         \
+                                                                    "}, %" #o4 ", p, 1, 1, %" #o6 ";\n}\n"            \
+                     : accumulators                                                                                   \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));    \
+    }
 
-template <bool AcrossA = false, bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[48], std::uint64_t a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %50, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-        "}, %48, %49, p, 1, 1, %51, %52;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F8(d, 32), SPARSEATTN_F8(d, 40)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));
-}
-template <bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[48], const std::uint32_t* a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %53, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-        "}, {%48, %49, %50, %51}, %52, p, 1, 1, %54;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F8(d, 32), SPARSEATTN_F8(d, 40)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));
-}
+#define SPARSEATTN_LIST(...) __VA_ARGS__
+SPARSEATTN_PRODUCTS(32, 16, SPARSEATTN_LIST(SPARSEATTN_F16(d, 0)), 16, 17, 18, 19, 20, 21, 22)
+SPARSEATTN_PRODUCTS(64, 32, SPARSEATTN_LIST(SPARSEATTN_F32(d, 0)), 32, 33, 34, 35, 36, 37, 38)
+SPARSEATTN_PRODUCTS(96, 48, SPARSEATTN_LIST(SPARSEATTN_F32(d, 0), SPARSEATTN_F16(d, 32)), 48, 49, 50, 51, 52, 53, 54)
+SPARSEATTN_PRODUCTS(128, 64, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0)), 64, 65, 66, 67, 68, 69, 70)
+SPARSEATTN_PRODUCTS(256, 128, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0), SPARSEATTN_F64(d, 64)), 128, 129, 130, 131, 132,
+                    133, 134)
 
-template <bool AcrossA = false, bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[64], std::uint64_t a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %66, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, %64, %65, p, 1, 1, %67, %68;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F32(d, 32)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));
-}
-template <bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[64], const std::uint32_t* a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %69, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-        "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F32(d, 32)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));
-}
-
-template <bool AcrossA = false, bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[128], std::uint64_t a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %130, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, %128, %129, p, 1, 1, %131, %132;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F32(d, 32), SPARSEATTN_F32(d, 64), SPARSEATTN_F32(d, 96)
-        : "l"(a), "l"(b), "r"(accumulate), "n"(AcrossA ? 1 : 0), "n"(AcrossB ? 1 : 0));
-}
-template <bool AcrossB = false>
-__device__ __forceinline__ void product(float (&d)[128], const std::uint32_t* a, std::uint64_t b, int accumulate) {
-    asm volatile(
-        "{\n .reg .pred p;\n setp.ne.b32 p, %133, 0;\n"
-        " wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-        "}, {%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
-        : SPARSEATTN_F32(d, 0), SPARSEATTN_F32(d, 32), SPARSEATTN_F32(d, 64), SPARSEATTN_F32(d, 96)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(AcrossB ? 1 : 0));
-}
-
+#undef SPARSEATTN_LIST
+#undef SPARSEATTN_PRODUCTS
+#undef SPARSEATTN_NAMES_128
+#undef SPARSEATTN_NAMES_64
+#undef SPARSEATTN_NAMES_48
+#undef SPARSEATTN_NAMES_32
+#undef SPARSEATTN_NAMES_16
+#undef SPARSEATTN_F64
 #undef SPARSEATTN_F32
+#undef SPARSEATTN_F16
 #undef SPARSEATTN_F8
 
 }  // namespace sparseattn::cuda::hopper

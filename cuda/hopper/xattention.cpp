@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "cuda/hopper/tensor_map.hpp"
@@ -77,7 +76,7 @@ Geometry make_geometry(const XAttentionParams& params) {
         }
     }
     result.word_count = std::max(1, ceil_div(longest, 32));
-    result.warp_floats = result.word_count * 32 + shape.block_columns() * ceil_div(longest, shape.tile_blocks());
+    result.warp_floats = (result.word_count + 1) * 32 + shape.block_columns() * ceil_div(longest, shape.tile_blocks());
     const std::size_t one = tile_bytes(shape), whole = one * result.tiles;
     const std::size_t limit = std::max<std::size_t>(1, part_bytes / one);
     result.heads_per_part =
@@ -176,8 +175,6 @@ Status choose_everything(const XAttentionParams& params, const Geometry& geometr
 Status estimate(const XAttentionParams& params, const Geometry& geometry, const Buffers& buffers, ScoreArgs& scores,
                 int multiprocessors) {
     scores.span = shared_span(scores.table, scores.heads, scores.group);
-    scores.cluster = scores.span % 2 == 0 ? 2 : 1;
-    if (const char* e = getenv("XC")) scores.cluster = std::min(scores.cluster, atoi(e));
     ChoiceArgs choice{};
     choice.shape = geometry.shape;
     choice.plan = buffers.plan;

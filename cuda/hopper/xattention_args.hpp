@@ -93,7 +93,6 @@ struct ScoreArgs {
     XAttentionPlan plan;
     HeadTable table;
     int heads, span, group;  // `span` neighbours of the table run a tile side by side
-    int cluster;             // thread blocks that load keys for one another; 2: `span` is even
     int first_tile, tiles, first_whole, wholes, first_half, halves;
     int panels;    // of 64 channels
     float* sums;   // [heads, tiles, 128, tile_blocks], by number of the tile

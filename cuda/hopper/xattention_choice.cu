@@ -17,52 +17,78 @@ __device__ __forceinline__ double warp_sum(double value) {
     return value;
 }
 
-/// Blocks taken: those of mass >= `least`, and of those equal to it only the ones below `tie_end`. Masses are not
-/// negative, so that their bits order like they do.
+/// Blocks taken: those of mass above `least`, and of those equal to it the ones below `tie_end`. Masses are not
+/// negative, so that their bits order like they do; forced blocks hold -1.
 struct Cut {
-    std::uint32_t least = 0xffffffffu;
-    int tie_end = 0x7fffffff;
+    int least = 0x7fffffff;
+    int tie_end = 0;
     __device__ __forceinline__ bool takes(float mass, int block) const {
-        const std::uint32_t bits = __float_as_uint(mass);
+        const int bits = __float_as_int(mass);
         return bits > least || (bits == least && block < tie_end);
     }
 };
+constexpr Cut take_all{0, 0x7fffffff};
 
-/// The masses of a row, searched by one warp. Forced blocks count nothing.
+/// The masses of a row, searched by one warp.
 struct RowMasses {
     const float* masses;  // shared
+    int* few;             // shared, [32]
     int count, lane;
-    bool sink, recent;
-    int own_begin, own_end;
 
-    __device__ __forceinline__ bool forced(int block) const {
-        return (sink && block == 0) || (recent && block >= own_begin && block < own_end);
-    }
     struct Part {
         double sum;
         int blocks;
     };
     /// Those whose bits are at least `least`.
-    __device__ __forceinline__ Part from(std::uint32_t least) const {
+    __device__ __forceinline__ Part from(int least) const {
         double sum = 0;
         int blocks = 0;
 #pragma unroll 1
         for (int block = lane; block < count; block += 32) {
             const float mass = masses[block];
-            if (__float_as_uint(mass) >= least && !forced(block)) {
+            if (__float_as_int(mass) >= least) {
                 sum += static_cast<double>(mass);
                 ++blocks;
             }
         }
         return {warp_sum(sum), static_cast<int>(__reduce_add_sync(whole, blocks))};
     }
+    /// The cut among at most 32 blocks with bits in [low, high), a lane each: every lane sums those before its own.
+    __device__ __forceinline__ Cut cut_few(int low, int high, double required) const {
+        int found = 0;
+#pragma unroll 1
+        for (int base = 0; base < count; base += 32) {
+            const int bits = base + lane < count ? __float_as_int(masses[base + lane]) : -1;
+            const unsigned inside = __ballot_sync(whole, bits >= low && bits < high);
+            if ((inside >> lane & 1) != 0) few[found + __popc(inside & ((1u << lane) - 1))] = base + lane;
+            found += __popc(inside);
+        }
+        __syncwarp();
+        const int block = lane < found ? few[lane] : 0;
+        const float mass = lane < found ? masses[block] : -1.0f;
+        double sum = static_cast<double>(mass);
+        int before = 0;
+#pragma unroll 1
+        for (int other = 0; other < found; ++other) {
+            const float theirs = __shfl_sync(whole, mass, other);
+            if (theirs > mass || (theirs == mass && other < lane)) {  // lanes hold ascending blocks
+                sum += static_cast<double>(theirs);
+                ++before;
+            }
+        }
+        const bool reaches = lane < found && sum >= required;
+        const int first = __reduce_min_sync(whole, reaches ? before : 32);
+        const unsigned crossing = __ballot_sync(whole, reaches && before == first);
+        if (crossing == 0) return {low, 0x7fffffff};  // but for rounding: all of them
+        const int holder = __ffs(crossing) - 1;
+        return {__float_as_int(__shfl_sync(whole, mass, holder)), __shfl_sync(whole, block, holder) + 1};
+    }
     /// One past the place of the `wanted`-th (from 1) block with these bits.
-    __device__ __forceinline__ int tie_end(std::uint32_t bits, int wanted) const {
+    __device__ __forceinline__ int tie_end(int bits, int wanted) const {
 #pragma unroll 1
         for (int base = 0; base < count; base += 32) {
             const int block = base + lane;
-            unsigned ties =
-                __ballot_sync(whole, block < count && __float_as_uint(masses[block]) == bits && !forced(block));
+            unsigned ties = __ballot_sync(whole, block < count && __float_as_int(masses[block]) == bits);
             if (__popc(ties) >= wanted) {
                 for (; wanted > 1; --wanted) ties &= ties - 1;
                 return base + __ffs(ties);
@@ -74,17 +100,15 @@ struct RowMasses {
     /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`.
     __device__ __forceinline__ Cut cut(double required) const {
         if (required <= 0) return {};
-        std::uint32_t least = 0xffffffffu, most = 0;
+        int least = 0x7fffffff, most = 0;
 #pragma unroll 1
         for (int block = lane; block < count; block += 32) {
-            const std::uint32_t bits = __float_as_uint(masses[block]);
-            if (forced(block)) continue;
-            least = min(least, bits);
+            const int bits = __float_as_int(masses[block]);
+            least = bits >= 0 ? min(least, bits) : least;
             most = max(most, bits);
         }
-        // The sum from `low` on reaches, that from `high` on does not; often one block between them is left early.
-        std::uint32_t low = 0, high = __reduce_max_sync(whole, most) + 1;
-        std::uint32_t middle = __reduce_min_sync(whole, least);
+        // The sum from `low` on reaches, that from `high` on does not.
+        int low = 0, high = __reduce_max_sync(whole, most) + 1, middle = __reduce_min_sync(whole, least);
         Part at_low{}, at_high{};
         bool reached = false;
 #pragma unroll 1
@@ -95,15 +119,16 @@ struct RowMasses {
                 at_low = part;
                 reached = true;
             } else {
-                if (!reached) return {0, 0x7fffffff};  // all of them fall short, or one is NaN
+                if (!reached) return take_all;  // they fall short, or one is NaN
                 high = middle;
                 at_high = part;
             }
             middle = low + (high - low) / 2;
-        } while (at_low.blocks - at_high.blocks > 1 && high - low > 1);
-        if (at_low.blocks - at_high.blocks == 1) return {low, 0x7fffffff};
+        } while (at_low.blocks - at_high.blocks > 32 && high - low > 1);
+        const double rest = required - at_high.sum;
+        if (at_low.blocks - at_high.blocks <= 32) return cut_few(low, high, rest);
         // Only ties are left between them. Multiples of a float are exact here.
-        const double each = __uint_as_float(low), rest = required - at_high.sum;
+        const double each = __int_as_float(low);
         int wanted = max(1, static_cast<int>(rest / each));
         while (wanted > 1 && (wanted - 1) * each >= rest) --wanted;
         while (wanted * each < rest) ++wanted;
@@ -203,27 +228,30 @@ __global__ void __launch_bounds__(32 * most_warps)
     row_factors(args.tops + number * strided_tile + in_tile, count, tiles, PerBlock, shape.scale_log2, factors, lane);
     __syncwarp();
     double all = 0, held = 0;
-    const RowMasses row_masses{masses,         span.end,    lane, shape.keep_sink, shape.keep_recent,
-                               span.own_begin, span.own_end};
+    const bool sink = shape.keep_sink, recent = shape.keep_recent;
 #pragma unroll 1
     for (int block = lane; block < span.end; block += 32) {
         const int t = block >> tile_shift;
         const float* sums =
             args.sums + ((number + t) * strided_tile + in_tile) * tile_blocks + (block & (tile_blocks - 1));
         const float mass = block_mass<PerBlock>(sums, tile_blocks, factors + t, tiles, count);
-        masses[block] = mass;
+        const bool forced = (sink && block == 0) || (recent && block >= span.own_begin && block < span.own_end);
+        masses[block] = forced ? -1.0f : mass;
         if (args.masses != nullptr) args.masses[list_row * args.mass_stride + block] = mass;
         all += static_cast<double>(mass);
-        if (row_masses.forced(block)) held += static_cast<double>(mass);
+        if (forced) held += static_cast<double>(mass);
     }
     __syncwarp();
-    const double total = warp_sum(all);
-    const Cut cut = row_masses.cut(args.table.threshold[member] * total - warp_sum(held));
+    const double required = args.table.threshold[member] * warp_sum(all) - warp_sum(held);
+    const RowMasses row_masses{masses, reinterpret_cast<int*>(factors), span.end,
+                               lane};  // factors have done their part
+    const Cut cut = row_masses.cut(required);
     int taken_blocks = 0;
 #pragma unroll 1
     for (int w = 0; w < args.word_count; ++w) {
         const int block = w * 32 + lane;
-        const bool taken = block < span.end && (row_masses.forced(block) || cut.takes(masses[block], block));
+        const float mass = block < span.end ? masses[block] : 0.0f;
+        const bool taken = block < span.end && (mass < 0 || cut.takes(mass, block));
         const unsigned word = __ballot_sync(whole, taken);
         taken_blocks += __popc(word);
         if (lane == 0) words[w] = word;

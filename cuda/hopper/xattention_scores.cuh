@@ -6,16 +6,14 @@
 /// One warpgroup loads, two compute 64 rows each. They share the ring of operands but nothing else, so that one's
 /// exponentials run while the other multiplies.
 
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/wgmma.cuh"
 #include "cuda/hopper/xattention_args.hpp"
 
 namespace sparseattn::cuda::hopper {
 
-/// Cluster: 2 when neighbours of the table always share their keys; two thread blocks then work on one tile of two
-/// heads and load half of the keys for both.
-template <int BlockColumns_, int Cluster_>
+template <int BlockColumns_>
 struct ScoreShape {
-    static constexpr int cluster = Cluster_;
     static constexpr int columns = tile_columns;
     static constexpr int block_columns = BlockColumns_;  // of a key block
     static constexpr int blocks = columns / block_columns;
@@ -97,7 +95,6 @@ template <class Shape>
 __device__ __forceinline__ void load_scores(const ScoreArgs& args, ScoreStorage<Shape>& storage, int all) {
     Ring<Shape::stages> ring;
     const int stride = args.shape.stride, mask = stride - 1, shift = __ffs(stride) - 1;
-    const int rank = Shape::cluster == 1 ? 0 : cluster_rank();
     constexpr int half_bytes = Shape::key_bytes / 2;
     for (int index = blockIdx.x; index < all; index += gridDim.x) {
         const ScoreTile tile = find_score_tile(args, index);
@@ -116,13 +113,8 @@ __device__ __forceinline__ void load_scores(const ScoreArgs& args, ScoreStorage<
                 tensor_load(storage.query[ring.stage], query.map, barrier, panel * 64, tile.head, query.phase,
                             query.row);
                 for (int half = 0; half < (tile.half ? 1 : 2); ++half) {
-                    unsigned char* to = storage.key[ring.stage] + half * half_bytes;
-                    const int row = key.row + half * (tile_columns / 2);
-                    if constexpr (Shape::cluster == 1) {
-                        tensor_load(to, key.map, barrier, panel * 64, key_head, key.phase, row);
-                    } else if (rank == half) {
-                        tensor_load_shared(to, key.map, barrier, panel * 64, key_head, key.phase, row, 3);
-                    }
+                    tensor_load(storage.key[ring.stage] + half * half_bytes, key.map, barrier, panel * 64, key_head,
+                                key.phase, key.row + half * (tile_columns / 2));
                 }
                 ring.next();
             }
@@ -262,16 +254,6 @@ __device__ __forceinline__ void finish_tile(const ScoreArgs& args, const ScoreTi
     }
 }
 
-/// Tells everyone who writes into the stage.
-template <class Shape>
-__device__ __forceinline__ void release_stage(Barrier* empty, int lane) {
-    if constexpr (Shape::cluster == 1) {
-        if (lane == 0) barrier_arrive(empty);
-    } else {
-        if (lane < Shape::cluster) barrier_arrive_at(empty, lane);
-    }
-}
-
 /// The tiles from `index` to `end` (all whole, or all half ones: half the accumulators); returns the next index.
 template <class Shape, int Scores>
 __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, ScoreStorage<Shape>& storage,
@@ -291,13 +273,13 @@ __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, ScoreStorage
             for (int k = 0; k < 4; ++k) product(acc, advance(query, k * 32), advance(key, k * 32), step + k > 0);
             product_commit();
             product_wait<1>();
-            if (step > 0) release_stage<Shape>(&storage.empty[before], lane);
+            if (step > 0 && lane == 0) barrier_arrive(&storage.empty[before]);
             before = ring.stage;
             ring.next();
         }
         product_wait<0>();
         pin(acc);
-        release_stage<Shape>(&storage.empty[before], lane);
+        if (lane == 0) barrier_arrive(&storage.empty[before]);
         finish_tile<Shape>(args, tile, acc, warpgroup, warp, lane);
         pin(acc);
     }
@@ -323,16 +305,12 @@ __global__ void __launch_bounds__(Shape::threads, 1) score_kernel(const __grid_c
     if (threadIdx.x == 0) {
         for (int i = 0; i < Shape::stages; ++i) {
             barrier_init(&storage.full[i], 1);
-            barrier_init(&storage.empty[i], Shape::consumer_warps * Shape::cluster);
+            barrier_init(&storage.empty[i], Shape::consumer_warps);
             barrier_init(&storage.landed[i], 1);
         }
         barrier_init_fence();
     }
-    if constexpr (Shape::cluster > 1) {
-        cluster_sync();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
     dependents_may_launch();
     wait_for_previous_kernel();
     const int all = args.heads * args.tiles;
@@ -347,35 +325,19 @@ __global__ void __launch_bounds__(Shape::threads, 1) score_kernel(const __grid_c
         take_registers<232>();
         compute_scores<Shape>(args, storage, all, warpgroup - 1, warp, lane);
     }
-    if constexpr (Shape::cluster > 1) {
-        __syncwarp();
-        cluster_sync();  // the neighbour may still load into this one's memory
-    }
 }
 
-template <int BlockColumns, int Cluster>
+template <int BlockColumns>
 cudaError_t launch_score_kernel(const ScoreArgs& args, int multiprocessors, cudaStream_t stream) {
-    using Shape = ScoreShape<BlockColumns, Cluster>;
+    using Shape = ScoreShape<BlockColumns>;
     constexpr int bytes = static_cast<int>(sizeof(ScoreStorage<Shape>));
     static_assert(bytes <= 227 * 1024, "shared memory of one multiprocessor");
     const cudaError_t error =
         cudaFuncSetAttribute(score_kernel<Shape>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    const int all = args.heads * args.tiles, most = multiprocessors / Cluster * Cluster;
-    cudaLaunchAttribute attributes[2]{};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = Cluster;
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(all < most ? all : most));
-    config.blockDim = dim3(Shape::threads);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = Cluster > 1 ? 2 : 1;
-    return cudaLaunchKernelEx(&config, score_kernel<Shape>, args);
+    const int all = args.heads * args.tiles;
+    const dim3 grid(static_cast<unsigned>(all < multiprocessors ? all : multiprocessors));
+    return launch_overlapping(score_kernel<Shape>, grid, Shape::threads, bytes, stream, args);
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -121,7 +121,10 @@ Options parse(int argc, char** argv) {
 int main(int argc, char** argv) {
     const Options options = parse(argc, argv);
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) refuse("no CUDA device");
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        std::fputs("cuda_bench: no CUDA device\n", stderr);
+        return 2;
+    }
     const auto begin = std::chrono::steady_clock::now();
     Report report(options.json);
     report.device();

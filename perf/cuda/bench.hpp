@@ -1,6 +1,6 @@
 #pragma once
 /// \file
-/// cuda_bench: what its parts share. Each part is one file with one function (`bench_forward`, ...), which bench.cu
+/// cuda_bench: what its parts share. Each part is one file with one function (`bench_forward`, ...), which bench.cpp
 /// lists.
 ///
 /// Not Google Benchmark: it finishes one case before it begins the next, and here a sparse call and the dense call that

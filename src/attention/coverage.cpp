@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <iomanip>
+#include <map>
 #include <sstream>
 #include <vector>
 
@@ -57,7 +58,7 @@ void print_cuda(std::ostream& out) {
         return;
     }
     print_uniform(out, "CUDA, float: every pass", false, false);
-    std::vector<std::string> gaps;
+    std::map<std::string, std::vector<std::string>> gaps;  // what is not covered: in which passes
     for (const auto& [pass, name] : pass_names) {
         Cells cells;
         for (std::size_t d = 0; d < head_dims.size(); ++d) {
@@ -65,15 +66,19 @@ void print_cuda(std::ostream& out) {
             for (const bool large : {false, true}) {
                 const char* why = "";
                 kernels[large] = detail::cuda_kernel({pass, head_dims[d], large ? 128 : 64}, &why);
-                const std::string gap = concat(name, ": ", why);
-                const bool known = std::find(gaps.begin(), gaps.end(), gap) != gaps.end();
-                if (*why != '\0' && !known) gaps.push_back(gap);
+                if (*why == '\0') continue;
+                std::vector<std::string>& passes = gaps[why];
+                if (passes.empty() || passes.back() != name) passes.emplace_back(name);
             }
             cells[d] = kernels[0] == kernels[1] ? kernels[0] : concat(kernels[0], '/', kernels[1]);
         }
         print_row(out, concat("CUDA, bf16: ", name), cells);
     }
-    for (const std::string& gap : gaps) out << "  generic " << gap << '\n';
+    for (const auto& [gap, passes] : gaps) {
+        out << "  generic where " << gap;
+        for (std::size_t i = 0; i < passes.size(); ++i) out << (i == 0 ? ": " : ", ") << passes[i];
+        out << '\n';
+    }
 }
 #endif
 

@@ -197,21 +197,21 @@ TEST(BlockLayout, ValidateNamesTheFirstBadEntry) {
     bad.columns[1] = 1;
     bad.columns[2] = 0;
     EXPECT_THAT(message(bad),
-                testing::HasSubstr("layout list 0, sequence 0, query block 1, entry 1 is 0, must be above"));
+                ::testing::HasSubstr("layout list 0, sequence 0, query block 1, entry 1 is 0, must be above"));
     bad = good;
     bad.columns[0] = 1;
-    EXPECT_THAT(message(bad), testing::HasSubstr("query block 0, entry 0 is 1, must be a visible key block, 0..0"));
+    EXPECT_THAT(message(bad), ::testing::HasSubstr("query block 0, entry 0 is 1, must be a visible key block, 0..0"));
     bad = good;
     bad.offsets.pop_back();
-    EXPECT_THAT(message(bad), testing::HasSubstr("layout.offsets.size() is 4, must be"));
+    EXPECT_THAT(message(bad), ::testing::HasSubstr("layout.offsets.size() is 4, must be"));
     bad = good;
     bad.key_offsets = {0, 0, 0, 1, 1};
     bad.keys = {1};
-    EXPECT_THAT(message(bad), testing::HasSubstr("query block 2, single key 0 is 1, must be outside"));
+    EXPECT_THAT(message(bad), ::testing::HasSubstr("query block 2, single key 0 is 1, must be outside"));
     bad.keys = {70};
     EXPECT_EQ(message(bad), "no error");
     bad.key_offsets = {0, 1, 1, 1, 1};
-    EXPECT_THAT(message(bad), testing::HasSubstr("query block 0, single key 0 is 70, must be a visible key"));
+    EXPECT_THAT(message(bad), ::testing::HasSubstr("query block 0, single key 0 is 70, must be a visible key"));
 }
 
 TEST(Sequences, RejectBadOffsets) {
