@@ -1,3 +1,5 @@
+#include <string>
+
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/model/detail/layers.hpp"
 #include "sparseattn/model/detail/rows.hpp"
@@ -31,6 +33,9 @@ KOKKOS_INLINE_FUNCTION void backward_row(const Team& team, const T* x, const T* 
     });
 }
 
+// Threads of a team on a device: a row's sums meet at barriers, which small teams pass while others work.
+constexpr int row_threads = 128;
+
 template <NormBackward mode, class Exec, class T>
 void backward_rows(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& x,
                    const Span1<const T, typename Exec::memory_space>& weight, double eps,
@@ -53,7 +58,45 @@ void backward_rows(const Exec& exec, const HeadsView<const T, typename Exec::mem
                                        dx_row, sums);
                 }
             }
+        },
+        row_threads);
+}
+
+// sums(i) += partial(chunk, i) of all chunks, in a fixed order.
+template <class Exec, class A>
+void add_chunks(const Exec& exec, std::int64_t chunks, const Span1<A, typename Exec::memory_space>& partial,
+                const Span1<A, typename Exec::memory_space>& sums) {
+    const int n = static_cast<int>(sums.extent(0));
+    const std::string label = "SparseAttn::rms_norm_backward.weight";
+    if constexpr (on_host<Exec>) {
+        constexpr int width = column_block<Exec>;
+        Kokkos::parallel_for(label, Kokkos::RangePolicy<Exec>(exec, 0, (n + width - 1) / width), [=](int block) {
+            const int begin = block * width, end = begin + width < n ? begin + width : n;
+            for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+                for (int i = begin; i < end; ++i) sums(i) += partial(chunk * n + i);
+            }
         });
+    } else {
+        // A team has 32 columns side by side and 16 walks through the chunks.
+        constexpr int columns = 32, walks = 16;
+        using Policy = Kokkos::TeamPolicy<Exec>;
+        Kokkos::parallel_for(
+            label,
+            Policy(exec, (n + columns - 1) / columns, columns * walks)
+                .set_scratch_size(0, Kokkos::PerTeam(static_cast<int>(columns * walks * sizeof(A)))),
+            KOKKOS_LAMBDA(const typename Policy::member_type& team) {
+                A* const walked = static_cast<A*>(team.team_shmem().get_shmem(columns * walks * sizeof(A)));
+                const int column = team.team_rank() % columns, walk = team.team_rank() / columns;
+                const int i = team.league_rank() * columns + column;
+                A sum = 0;
+                for (std::int64_t chunk = walk; i < n && chunk < chunks; chunk += walks) sum += partial(chunk * n + i);
+                walked[walk * columns + column] = sum;
+                team.team_barrier();
+                if (walk > 0 || i >= n) return;
+                for (int w = 1; w < walks; ++w) sum += walked[w * columns + column];
+                sums(i) += sum;
+            });
+    }
 }
 
 }  // namespace
@@ -106,17 +149,7 @@ void rms_norm_backward(const Exec& exec, NormBackward mode, const HeadsView<cons
             backward_rows<NormBackward::add_to_dx>(exec, x, weight, eps, gradient, dx, partial);
             break;
     }
-    const int n = static_cast<int>(weight.extent(0));
-    const std::int64_t chunks = norm_chunks(static_cast<std::int64_t>(x.extent(0)));
-    constexpr int width = column_block<Exec>;
-    Kokkos::parallel_for(
-        "SparseAttn::rms_norm_backward.weight", Kokkos::RangePolicy<Exec>(exec, 0, (n + width - 1) / width),
-        KOKKOS_LAMBDA(int block) {
-            const int begin = block * width, end = begin + width < n ? begin + width : n;
-            for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-                for (int i = begin; i < end; ++i) dweight(i) += partial(chunk * n + i);
-            }
-        });
+    add_chunks<Exec>(exec, norm_chunks(static_cast<std::int64_t>(x.extent(0))), partial, dweight);
 }
 
 #define SPARSEATTN_NORM(EXEC, T)                                                                                      \

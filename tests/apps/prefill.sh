@@ -47,9 +47,16 @@ grep -q '"token_agreement"' r.json || fail "r.json has no figures"
 expect 0 "^streaming:local=8  *0\.[0-9]" "$prefill" -l 300 --repeats 1 -m streaming:local=8,sink=0 -m streaming:local=8 run --text text/1.txt --text text/2.txt
 
 expect 0 "^out, lse and layouts written to qkv.h5$" "$prefill" -m xattention:block=64 -o qkv.h5 --repeats 1 qkv.h5
-grep -Eq "^qkv.h5: 1 layer, 1 sequence, 300 queries, 300 keys, 4 query and 2 key heads of dimension 32, causal$" "$work/output" ||
+grep -Eq "^qkv.h5: 1 layer, 1 sequence, 300 queries, 300 keys, 4 query and 2 key heads of dimension 32, causal; precision fp32$" "$work/output" ||
     fail "the file is not described"
 expect 0 "^query, key, value and output of a layer  *[0-9.]* [KM]iB$" "$prefill" -n qkv.h5
+
+# In bf16: the figures of full attention against itself stay exact, those of others finite.
+expect 0 "precision bf16$" "$prefill" -l 300 --repeats 1 -m streaming:local=8 --precision bf16 run --json rounded.json
+grep -Eq '^full +1\.0000 +1\.0000 +0 +0 +[0-9.]+ +1\.00 +1\.000 ' "$work/output" || fail "full attention differs from itself in bf16"
+grep -q '"precision": "bf16"' rounded.json || fail "rounded.json does not say its precision"
+expect 0 "causal; precision bf16$" "$prefill" --precision bf16 -m xattention:block=64 --repeats 1 qkv.h5
+expect 2 "--precision" "$prefill" --precision fp16 run
 
 expect 2 "input is required" "$prefill"
 expect 2 "unknown option --lenght; did you mean --length\?" "$prefill" --lenght 8 run

@@ -29,15 +29,18 @@ using RowTeam = typename RowTeamOf<Exec>::type;
 template <class Exec>
 inline constexpr int column_block = on_host<Exec> ? 64 : 1;
 
-// body(const RowTeam<Exec>&, std::int64_t row) for rows [0, rows).
+// body(const RowTeam<Exec>&, std::int64_t row) for rows [0, rows). `threads` of a team on a device; 0: as Kokkos likes.
 template <class Exec, class Body>
-void for_each_row(const Exec& exec, const std::string& label, std::int64_t rows, const Body& body) {
+void for_each_row(const Exec& exec, const std::string& label, std::int64_t rows, const Body& body,
+                  [[maybe_unused]] int threads = 0) {
     if constexpr (on_host<Exec>) {
         Kokkos::parallel_for(label, Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, 0, rows),
                              [=](std::int64_t row) { body(HostRowTeam{}, row); });
     } else {
+        using Policy = Kokkos::TeamPolicy<Exec>;
+        const int league = static_cast<int>(rows);
         Kokkos::parallel_for(
-            label, Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(rows), Kokkos::AUTO),
+            label, threads > 0 ? Policy(exec, league, threads) : Policy(exec, league, Kokkos::AUTO),
             KOKKOS_LAMBDA(const RowTeam<Exec>& team) { body(team, team.league_rank()); });
     }
 }
