@@ -37,6 +37,12 @@ class Slab {
     std::size_t used_ = 0;
 };
 
+// Row `i` of an array. Host code may not index an array of a device, not even for an address.
+template <class T, class Mem>
+Span1<T, Mem> row_of(const Span2<T, Mem>& array, std::int64_t i) {
+    return Span1<T, Mem>(array.data() + i * static_cast<std::int64_t>(array.extent(1)), array.extent(1));
+}
+
 // Bytes that `plan` (a function of Slab<Mem>&) takes.
 template <class Mem, class Plan>
 std::size_t slab_bytes(const Plan& plan) {
