@@ -22,6 +22,8 @@ struct Part {
 constexpr Part parts[] = {
     {"forward", bench_forward}, {"backward", bench_backward}, {"decode", bench_decode}, {"select", bench_select}};
 
+constexpr int lengths[] = {16384, 32768, 65536, 131072};
+
 std::string part_names() {
     std::string names;
     for (const Part& part : parts) names += (names.empty() ? "" : ",") + std::string(part.name);
@@ -33,6 +35,7 @@ std::string usage() {
            "  --only LIST      parts to run, of " +
            part_names() +
            " (default: all)\n"
+           "  --length LIST    only shapes of these lengths, of 16384,32768,65536,131072\n"
            "  --quick          two lengths, densities 1 and 0.1: under a minute\n"
            "  --dense          only the lists of all blocks\n"
            "  --kernel NAME    hopper or ampere instead of the door's choice\n"
@@ -78,6 +81,21 @@ std::vector<std::string> part_list(const std::string& text) {
     return result;
 }
 
+std::vector<int> length_list(const std::string& text) {
+    std::vector<int> result;
+    std::istringstream in(text);
+    for (std::string word; std::getline(in, word, ',');) {
+        const auto known = std::find_if(std::begin(lengths), std::end(lengths),
+                                        [&](int length) { return std::to_string(length) == word; });
+        if (known == std::end(lengths)) {
+            refuse("--length is " + text + ", must be a list of 16384, 32768, 65536 and 131072, separated by commas");
+        }
+        result.push_back(*known);
+    }
+    if (result.empty()) refuse("--length is empty, must be a list of 16384, 32768, 65536 and 131072");
+    return result;
+}
+
 Kernel kernel_named(const std::string& text) {
     for (const Kernel kernel : {Kernel::hopper, Kernel::ampere}) {
         if (text == name(kernel)) return kernel;
@@ -100,12 +118,13 @@ Options parse(int argc, char** argv) {
             options.dense = true;
             continue;
         }
-        const bool takes_value = option == "--only" || option == "--kernel" || option == "--seconds" ||
-                                 option == "--rest" || option == "--json";
+        const bool takes_value = option == "--only" || option == "--length" || option == "--kernel" ||
+                                 option == "--seconds" || option == "--rest" || option == "--json";
         if (!takes_value) refuse("unknown option " + option);
         if (i + 1 == argc) refuse(option + " needs a value");
         const std::string value = argv[++i];
         if (option == "--only") options.only = part_list(value);
+        if (option == "--length") options.lengths = length_list(value);
         if (option == "--kernel") options.kernel = kernel_named(value);
         if (option == "--seconds") options.seconds = number(option, value, 0.001);
         if (option == "--rest") options.rest = number(option, value, 0);
@@ -117,6 +136,13 @@ Options parse(int argc, char** argv) {
 }
 
 }  // namespace
+
+namespace sparseattn::cuda::bench {
+bool wanted(const Options& options, int length) {
+    const auto& all = options.lengths;
+    return all.empty() || std::find(all.begin(), all.end(), length) != all.end();
+}
+}  // namespace sparseattn::cuda::bench
 
 int main(int argc, char** argv) {
     const Options options = parse(argc, argv);

@@ -18,6 +18,7 @@ namespace sparseattn::cuda::bench {
 
 struct Options {
     std::vector<std::string> only;  // parts to run; empty: all
+    std::vector<int> lengths;       // of the shapes to time; empty: all
     std::string json;               // file for the rows; empty: none
     bool quick = false;             // two lengths, two densities
     bool dense = false;             // only the lists of all blocks
@@ -25,6 +26,9 @@ struct Options {
     double rest = 0;                // seconds of sleep before each row
     Kernel kernel = Kernel::none;   // the one to time; none: the door's choice
 };
+
+/// Whether shapes of this length are to be timed.
+bool wanted(const Options& options, int length);
 
 /// What a row is about; members that do not apply stay 0 or empty.
 struct Row {

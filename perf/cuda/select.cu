@@ -52,6 +52,7 @@ void bench_select(const Options& options, Report& report) {
     const std::vector<int> lengths =
         options.quick ? std::vector<int>{16384, 65536} : std::vector<int>{16384, 32768, 65536, 131072};
     for (const int length : lengths) {
+        if (!wanted(options, length)) continue;
         const Shape shape{length, 16, 4, 128, true};
         const HostProblem host = build(shape, {128}, options.kernel);
         DeviceProblem device(host, false, 0, 7);

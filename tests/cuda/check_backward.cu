@@ -3,6 +3,7 @@
 /// `deterministic`. Arguments: [--kernel hopper | ampere] [a word that case names must contain [plain | gated]]. Exit
 /// code 0: all passed; 1: a case failed; 77: no device that the kernels serve.
 
+#include "tests/cuda/cases.cuh"
 #include "tests/cuda/problem_gated.cuh"
 
 using namespace sparseattn::cuda;
@@ -10,23 +11,7 @@ using namespace sparseattn::cuda::testing;
 
 namespace {
 
-struct Case {
-    const char* name;
-    std::vector<int> queries, keys;
-    int query_heads, key_heads;
-    bool causal;
-    double density;
-    bool shared;  // one list for all heads
-    double empty_rows = 0;
-    bool windows = false;
-    bool fused = false;
-    double single_density = 0;
-    int spoiled = -1;  // this sequence is NaN
-};
-
 Kernel kernel = Kernel::none;  // the one being checked
-
-const Window whole{0, Window::everything, 0};
 
 std::vector<Case> cases() {
     return {
@@ -35,45 +20,25 @@ std::vector<Case> cases() {
         {"one token", {1}, {1}, 1, 1, true, 1, true},
         {"dense causal", {1024}, {1024}, 4, 1, true, 1, true},
         {"dense full", {1024}, {1024}, 2, 2, false, 1, true},
-        {"dense odd causal", {777}, {777}, 4, 4, true, 1, true, 0, false, true},
+        {"dense odd causal", {777}, {777}, 4, 4, true, 1, true, 0, 0, false, true},
         {"dense odd full", {333}, {1111}, 4, 2, false, 1, true},
         {"fewer queries", {200}, {1500}, 8, 2, true, 1, true},
         {"more queries", {900}, {300}, 4, 1, true, 1, true},
-        {"sparse causal", {1500}, {1500}, 4, 1, true, 0.3, false, 0, false, true},
+        {"sparse causal", {1500}, {1500}, 4, 1, true, 0.3, false, 0, 0, false, true},
         {"sparse full", {1300}, {1300}, 4, 4, false, 0.25, false},
-        {"packed", {300, 1, 513, 64, 700}, {300, 1, 513, 64, 700}, 4, 2, true, 0.6, false, 0, false, true},
+        {"packed", {300, 1, 513, 64, 700}, {300, 1, 513, 64, 700}, 4, 2, true, 0.6, false, 0, 0, false, true},
         {"packed, empty sequence", {300, 0, 257, 100}, {300, 80, 0, 500}, 4, 2, true, 0.6, false},
-        {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0.4},
-        {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, true},
-        {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, true},
-        {"single keys", {1100}, {1100}, 4, 2, true, 0.15, false, 0, false, false, 0.1},
-        {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0, false, false, 0.2},
-        {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.1, true, false, 0.05},
-        {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0, false, false, 0.3},
-        {"beside NaN", {100, 90, 300, 77}, {130, 190, 100, 333}, 4, 2, true, 0.7, false, 0, false, false, 0, 1},
-        {"beside NaN, single keys", {100, 90, 300}, {130, 190, 330}, 4, 2, true, 0.5, false, 0, false, false, 0.1, 1},
+        {"empty rows", {1300}, {1300}, 3, 1, true, 0.3, false, 0, 0.4},
+        {"windows", {1400}, {1400}, 6, 2, true, 1, true, 0, 0, true},
+        {"windows, packed", {500, 900}, {800, 900}, 8, 2, true, 0.7, false, 0, 0, true},
+        {"single keys", {1100}, {1100}, 4, 2, true, 0.15, false, 0.1},
+        {"single keys only", {600}, {600}, 2, 1, true, 0, false, 0.2},
+        {"single keys, windows", {700, 450}, {900, 450}, 6, 1, true, 0.3, false, 0.05, 0.1, true},
+        {"single keys full", {500}, {820}, 2, 2, false, 0.2, true, 0.3},
+        {"beside NaN", {100, 90, 300, 77}, {130, 190, 100, 333}, 4, 2, true, 0.7, false, 0, 0, false, false, 1},
+        {"beside NaN, single keys", {100, 90, 300}, {130, 190, 330}, 4, 2, true, 0.5, false, 0.1, 0, false, false, 1},
         {"many items", {1500, 1300}, {1500, 1300}, 32, 16, true, 0.3, false},
     };
-}
-
-HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
-    HostProblem p;
-    p.kernel = kernel;
-    p.head_dim = head_dim;
-    p.block = block;
-    p.query_heads = c.query_heads;
-    p.key_heads = c.key_heads;
-    p.causal = c.causal;
-    for (std::size_t s = 0; s < c.queries.size(); ++s) add_sequence(p, c.queries[s], c.keys[s]);
-    p.lists = c.shared ? 1 : c.query_heads;
-    for (int head = 0; head < c.query_heads; ++head) {
-        p.head_list.push_back(c.shared ? 0 : (head * 7 + 3) % c.query_heads);
-        Window window = whole;
-        if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
-        p.windows.push_back(window);
-    }
-    make_lists(p, c.density, true, c.single_density, c.empty_rows, seed);
-    return p;
 }
 
 /// What the kernel being checked covers; of the rest see refuses_single_keys(). Beside a sequence that holds NaN the
@@ -154,7 +119,7 @@ bool check(BackwardProblem& problem, const BackwardReference& reference, const L
 }
 
 bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
+    const HostProblem p = build(c, kernel, block, head_dim, seed);
     BackwardProblem problem(p, c.fused, 10, seed, deterministic);
     const Lost lost = spoil_case(c, problem);
     const BackwardReference reference(problem);
@@ -171,7 +136,7 @@ bool run(const Case& c, int block, int head_dim, bool deterministic, std::uint32
 
 /// The case as full branch, its sparse one with lists and windows of its own; gates between 0 and 1, 0 and 1.
 bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
+    const HostProblem p = build(c, kernel, block, head_dim, seed);
     HostProblem sparse = p;
     sparse.lists = c.query_heads;
     std::vector<float> gates;
@@ -206,7 +171,7 @@ bool run_gated(const Case& c, int block, int head_dim, bool deterministic, std::
 /// What the Hopper kernels do not serve must be said, not computed.
 bool refuses_single_keys() {
     kernel = Kernel::hopper;
-    HostProblem p = build({"", {300}, {300}, 2, 1, true, 1, true}, 128, 64, 1);
+    HostProblem p = build({"", {300}, {300}, 2, 1, true, 1, true}, kernel, 128, 64, 1);
     make_lists(p, 0.3, true, 0.1, 0, 3);
     const BackwardProblem problem(p, false, 0, 1, true);
     const char* why = "";

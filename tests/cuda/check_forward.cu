@@ -5,30 +5,14 @@
 
 #include <cstring>
 
-#include "tests/cuda/problem.cuh"
+#include "tests/cuda/cases.cuh"
 
 using namespace sparseattn::cuda;
 using namespace sparseattn::cuda::testing;
 
 namespace {
 
-struct Case {
-    const char* name;
-    std::vector<int> queries, keys;
-    int query_heads, key_heads;
-    bool causal;
-    double density;
-    bool shared;  // one list for all heads
-    double single_density = 0;
-    double empty_rows = 0;
-    bool windows = false;
-    bool fused = false;
-    int spoiled = -1;  // this sequence is NaN
-};
-
 Kernel kernel = Kernel::none;  // the one being checked
-
-const Window whole{0, Window::everything, 0};
 
 /// `count` lengths, begin and up to `spread` more.
 std::vector<int> lengths(int count, int begin, int spread) {
@@ -80,26 +64,6 @@ std::vector<Case> cases() {
     };
 }
 
-HostProblem build(const Case& c, int block, int head_dim, std::uint32_t seed) {
-    HostProblem p;
-    p.kernel = kernel;
-    p.head_dim = head_dim;
-    p.block = block;
-    p.query_heads = c.query_heads;
-    p.key_heads = c.key_heads;
-    p.causal = c.causal;
-    for (std::size_t s = 0; s < c.queries.size(); ++s) add_sequence(p, c.queries[s], c.keys[s]);
-    p.lists = c.shared ? 1 : c.query_heads;
-    for (int head = 0; head < c.query_heads; ++head) {
-        p.head_list.push_back(c.shared ? 0 : (head * 7 + 3) % c.query_heads);
-        Window window = whole;
-        if (c.windows && head % 4 != 3) window = Window{head % 4 * 37, 100 + 90 * (head % 3), head % 2 == 0 ? 0 : 150};
-        p.windows.push_back(window);
-    }
-    make_lists(p, c.density, true, c.single_density, c.empty_rows, seed);
-    return p;
-}
-
 /// True when everything that belongs to no result still holds its poison.
 bool untouched(const HostProblem& p, const DeviceProblem& device) {
     const auto out = device.out.host();
@@ -122,7 +86,7 @@ bool untouched(const HostProblem& p, const DeviceProblem& device) {
 }
 
 bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
+    const HostProblem p = build(c, kernel, block, head_dim, seed);
     DeviceProblem device(p, c.fused, 24, seed);
     if (c.spoiled >= 0) {
         spoil(device.params.query, p.query_offsets, c.spoiled);
@@ -167,7 +131,7 @@ bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
 
 /// NaN in all keys and values of the other sequences changes no bit of a sequence's result.
 bool run_neighbours(const Case& c, int block, int head_dim, std::uint32_t seed) {
-    const HostProblem p = build(c, block, head_dim, seed);
+    const HostProblem p = build(c, kernel, block, head_dim, seed);
     std::printf("%s %-24s block %3d d %3d  ", name(kernel), c.name, block, head_dim);
     const auto result_of = [&](int kept) {  // the sequence whose keys stay; -1: all
         DeviceProblem device(p, false, 0, seed);
@@ -207,7 +171,8 @@ bool run_gated(const Case& sparse_case, int block, int head_dim, std::uint32_t s
     full_case.shared = true;
     full_case.windows = false;
     const std::vector<float> gates = {0, 1, 0.25f, 1, 0.75f, 0, 0, 0.5f};
-    HostProblem problems[2] = {build(full_case, block, head_dim, seed), build(sparse_case, block, head_dim, seed)};
+    HostProblem problems[2] = {build(full_case, kernel, block, head_dim, seed),
+                               build(sparse_case, kernel, block, head_dim, seed)};
     const DeviceProblem device[2] = {{problems[0], false, 0, seed}, {problems[1], false, 0, seed}};
     for (const int sparse : {0, 1}) {  // closed heads get an empty list, in the reference only
         HostProblem& p = problems[sparse];
