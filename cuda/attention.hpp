@@ -126,8 +126,8 @@ struct BackwardParams : Problem {
     Rows lse;
     Heads dq, dk, dv;
     bool deterministic = true;  // bit-identical gradients from run to run
-    // Share of the key blocks that the lists visit, a hint for the choice of kernel when not deterministic (at low
-    // density the deterministic one is also the fastest).
+    // Share of the key blocks that the lists visit, a hint for the choice of kernel when not deterministic (where
+    // queries keep few keys the deterministic one is also the fastest).
     float density = 1;
 };
 

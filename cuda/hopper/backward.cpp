@@ -17,12 +17,14 @@ bool storable(const Heads& array) {  // in pairs of bf16
            array.head_stride % 2 == 0;
 }
 
-/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with 128 channels,
-/// and below this density, where the key blocks that share a row of dQ no longer run side by side.
-constexpr float least_density = 0.15f;
+/// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with more than 64
+/// channels, and for queries that keep fewer keys than this, of which clearing and converting the sums is the larger
+/// part.
+constexpr double least_keys = 640;
 bool sums_dq(const GatedBackwardParams& params) {
-    return !params.deterministic && params.density >= least_density &&
-           (params.layout.block == 128 || params.head_dim == 64);
+    const double keys = params.density * static_cast<double>(params.batch.keys) / std::max(params.batch.sequences, 1);
+    const bool enough = params.density >= 1 || keys >= least_keys;
+    return !params.deterministic && enough && (params.layout.block == 128 || params.head_dim <= 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.
@@ -40,7 +42,7 @@ struct Parts {
         const auto number = [](int count) { return static_cast<std::size_t>(std::max(count, 0)); };
         const std::size_t rows = number(params.layout.rows) * number(params.query_heads);
         const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
-        const std::size_t slots = Plan::slots(processors), channels = number(params.head_dim);
+        const std::size_t slots = Plan::slots(processors), channels = params.head_dim <= 64 ? 64 : 128;
         counters = part(5, sizeof(int));
         key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
@@ -80,7 +82,9 @@ cudaError_t look_at(Machine& machine) {
 
 const char* backward_gap(const GatedBackwardParams& params) {
     if (params.type != Type::bf16) return "type is not bf16";
-    if (params.head_dim != 64 && params.head_dim != 128) return "head dimension is not 64 or 128";
+    if (params.head_dim != 32 && params.head_dim != 64 && params.head_dim != 96 && params.head_dim != 128) {
+        return "head dimension is not 32, 64, 96 or 128";
+    }
     if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
     if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
         return "query heads are not a multiple of key heads";
@@ -118,6 +122,7 @@ Status backward(const GatedBackwardParams& params) {
     BackwardArgs args{};
     args.query_heads = params.query_heads;
     args.key_heads = params.key_heads;
+    args.head_dim = params.head_dim;
     args.tiles = params.layout.rows * (params.layout.block / query_tile);
     args.scale = params.scale;
     args.scale_log2 = params.scale * 1.4426950408889634f;
@@ -149,10 +154,14 @@ Status backward(const GatedBackwardParams& params) {
     if (error != cudaSuccess) return {error, "prepare kernel"};
     error = launch_key_pass(args, params, processors);
     if (error != cudaSuccess) return {error, "key pass"};
+    if (!sums) error = launch_query_pass(args, params, processors);
+    if (error != cudaSuccess) return {error, "query pass"};
     error = launch_merge(args, params, processors);
     if (error != cudaSuccess) return {error, "merge kernel"};
-    error = sums ? launch_finish(args, params) : launch_query_pass(args, params, processors);
-    return {error, sums ? "finish kernel" : "query pass"};
+    if (params.gate != nullptr) error = launch_gate(args, params);
+    if (error != cudaSuccess) return {error, "gate kernel"};
+    if (sums) error = launch_finish(args, params);
+    return {error, "finish kernel"};
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -56,6 +56,7 @@ struct Branch {
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
+    int head_dim;  // kernels work on 64 or 128 channels; those past head_dim read as zeros and are not written
     int branches;
     int tiles;         // of one head: layout.rows * block / 64
     float scale;       // of query . key
@@ -89,16 +90,21 @@ struct Machine {
     int processors, l2_bytes;
 };
 
+// In the order of the launches. The first three overlap: preparing needs nothing of the plan, and the key pass waits
+// for both. The query pass starts on the multiprocessors that the key pass leaves.
+
 /// Fills the plan.
 cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& params, const Machine& machine);
-/// delta, lse to base 2, dq_sums to zero when there are any; dgate.
+/// delta, lse to base 2, dq_sums to zero when there are any; gate_sums.
 cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params);
 /// dK and dV; with args.dq_sums also adds each key block's share of dQ there, in no fixed order.
 cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
-/// dK and dV of the items that were cut.
-cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
 /// dQ by itself, in fixed order.
 cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
+/// dK and dV of the items that were cut.
+cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors);
+/// dgate from gate_sums.
+cudaError_t launch_gate(const BackwardArgs& args, const GatedBackwardParams& params);
 /// dQ from dq_sums.
 cudaError_t launch_finish(const BackwardArgs& args, const GatedBackwardParams& params);
 

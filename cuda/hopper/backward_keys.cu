@@ -1,4 +1,5 @@
 #include "cuda/hopper/backward_keys.cuh"
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/tensor_map.hpp"
 
 namespace sparseattn::cuda::hopper {
@@ -11,8 +12,7 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
     const auto kernel = key_pass_kernel<D, B, WithQueries>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    kernel<<<processors, 384, bytes, stream>>>(args, maps);
-    return cudaGetLastError();
+    return launch_overlapping(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
 }
 
 template <int D>
@@ -44,7 +44,7 @@ cudaError_t launch_key_pass(const BackwardArgs& args, const GatedBackwardParams&
     if (error == cudaSuccess) error = make(maps.key, params.key, false);
     if (error == cudaSuccess) error = make(maps.value, params.value, false);
     if (error != cudaSuccess) return error;
-    return params.head_dim == 64 ? launch<64>(args, maps, processors, params.stream)
+    return params.head_dim <= 64 ? launch<64>(args, maps, processors, params.stream)
                                  : launch<128>(args, maps, processors, params.stream);
 }
 

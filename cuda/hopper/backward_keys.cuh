@@ -10,135 +10,16 @@
 /// have all keys and take tiles in turn; their sums are added at the end. With dq_sums, dS^T also goes through shared
 /// memory into dQ = dS K, added to global memory as it comes.
 
-#include "cuda/hopper/backward_parts.cuh"
+#include "cuda/hopper/backward_keys_load.cuh"
 
 namespace sparseattn::cuda::hopper {
 
 template <int D, int B, bool WithQueries>
-struct KeyPass {
-    static_assert((D == 64 || D == 128) && (B == 64 || B == 128));
-    static constexpr int stages = D == 64 ? 6 : (B == 128 ? 3 : 4);
-    static constexpr int key_bytes = B * D * 2;
-    static constexpr int query_bytes = query_tile * D * 2;
-    static constexpr int key_panel = B * swizzle_row;
-    static constexpr int query_panel = query_tile * swizzle_row;
-    static constexpr int score_bytes = WithQueries ? B * swizzle_row : 16;
-    static constexpr bool split_keys = B == 128;        // between the warpgroups; otherwise they split the tiles
-    static constexpr int readers = split_keys ? 8 : 4;  // warps that use a tile
-    static constexpr int tile_step = split_keys ? 1 : 2;
-    // dQ: channels of one product; warpgroups that share tiles take a part each.
-    static constexpr int part_channels = split_keys ? D / 2 : 64;
-    static_assert(!WithQueries || split_keys || D == 64, "one warpgroup has no registers for 128 channels of dQ");
-
-    struct Shared {
-        alignas(1024) unsigned char key[key_bytes];
-        alignas(1024) unsigned char value[key_bytes];
-        alignas(1024) unsigned char query[stages][query_bytes];
-        alignas(1024) unsigned char dout[stages][query_bytes];
-        alignas(1024) unsigned char score[2][score_bytes];
-        alignas(16) float values[stages][2 * query_tile];
-        TileNote notes[stages];
-        ItemNote item;
-        Barrier keys_full, keys_empty;
-        Barrier full[stages], empty[stages];
-    };
-
-    // --- Producer ---------------------------------------------------------------------------------------------------
-
-    struct Producer {
-        const BackwardArgs& args;
-        const KeyPassMaps& maps;
-        Shared& shared;
-        int lane;
-        Ring<stages> ring;
-
-        /// Sends one tile, whose values are number `record`, or an item's end mark (note.begin < 0).
-        __device__ __forceinline__ void send(const TileNote& note, int token, int record) {
-            barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
-            if (elect_one()) {
-                Barrier* full = &shared.full[ring.stage];
-                shared.notes[ring.stage] = note;
-                if (note.begin < 0) {
-                    barrier_arrive(full);
-                } else {
-                    barrier_expect(full, 2 * query_bytes + 2 * query_tile * 4);
-                    load_tile<query_tile, D>(shared.query[ring.stage], &maps.query, full, token, note.head);
-                    load_tile<query_tile, D>(shared.dout[ring.stage], &maps.dout, full, token, note.head);
-                    bulk_load(shared.values[ring.stage],
-                              args.row_values + static_cast<std::int64_t>(record) * 2 * query_tile, 2 * query_tile * 4,
-                              full);
-                }
-            }
-            __syncwarp();
-            ring.next();
-        }
-
-        /// `count` entries of one list, as tiles that see keys [j0, j0 + B) of a sequence.
-        __device__ __forceinline__ void send_rows(int branch, int head, const std::int32_t* list, int count,
-                                                  int row_begin, const SequenceSpan& span, int j0) {
-            const Branch& lists = args.branch[branch];
-            const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[head]};
-            ListWalk rows(list, count, lane);
-            for (int index = 0; index < count; ++index) {
-                const int row = rows.entry(index);
-#pragma unroll
-                for (int part = 0; part < B / query_tile; ++part) {
-                    const int i0 = row * B + part * query_tile;
-                    const int i1 = min(i0 + query_tile, span.queries);
-                    if (i0 >= i1 || rule.none_visible(i0, i1, j0, j0 + B)) continue;
-                    const int tile = head * args.tiles + (row_begin + row) * (B / query_tile) + part;
-                    send({i0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, head, tile}, span.query_begin + i0,
-                         branch * args.query_heads * args.tiles + tile);
-                }
-            }
-        }
-
-        /// K and V of a piece's key block, then its share of the lists of the group's heads.
-        __device__ __forceinline__ void send_piece(const Piece& piece, std::uint32_t phase) {
-            const int key_head = piece.item / args.layout.key_blocks;
-            const int key_block = piece.item % args.layout.key_blocks;
-            const int sequence = args.layout.key_block_sequence[key_block];
-            const SequenceSpan span(args.batch, sequence);
-            const int j0 = (key_block - args.layout.key_block_begin[sequence]) * B;
-            const int row_begin = args.layout.row_begin[sequence];
-            barrier_wait(&shared.keys_empty, phase ^ 1);
-            if (elect_one()) {
-                shared.item = {key_head, span.key_begin + j0, j0, 0, span.queries, span.keys, piece.slot, 0};
-                barrier_expect(&shared.keys_full, 2 * key_bytes);
-                load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, span.key_begin + j0, key_head);
-                load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, span.key_begin + j0, key_head);
-            }
-            __syncwarp();
-            const int group = args.query_heads / args.key_heads;
-            int first = piece.first, left = piece.count;
-            for (int member = 0; left > 0 && member < args.branches * group; ++member) {
-                const int branch = member / group, head = key_head * group + member % group;
-                const ListSpan list = rows_of(args, branch, head, key_block);
-                const int count = min(left, list.count - first);
-                if (count > 0) {
-                    send_rows(branch, head, list.entries + first, count, row_begin, span, j0);
-                    left -= count;
-                }
-                first = max(0, first - list.count);
-            }
-            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, 0);
-        }
-
-        __device__ __forceinline__ void run() {
-            PieceQueue queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
-            std::uint32_t phase = 0;
-            for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
-                send_piece(piece, phase);
-            }
-            barrier_wait(&shared.keys_empty, phase ^ 1);
-            if (elect_one()) {
-                shared.item.head = -1;
-                barrier_arrive(&shared.keys_full);
-            }
-        }
-    };
-
-    // --- Consumers --------------------------------------------------------------------------------------------------
+struct KeyPass : KeyPassLoad<D, B, WithQueries> {
+    using Load = KeyPassLoad<D, B, WithQueries>;
+    using Load::hold, Load::key_bytes, Load::key_panel, Load::part_channels, Load::query_panel, Load::split_keys;
+    using Load::stages, Load::tile_step;
+    using typename Load::Shared;
 
     struct Consumer {
         // Registers are scarce (224 of 240 hold fragments at d 128): whatever can be read again is not kept.
@@ -184,7 +65,8 @@ struct KeyPass {
         /// those from `tail` on that are not before low (TokenRule, solved for the query).
         __device__ __forceinline__ void mask() {
             const TileNote note = shared.notes[ring.stage];
-            const Window window = window_of(args, note.masked - 1, note.head);
+            const int branch = note.masked - 1;
+            const Window window = window_of(args, branch, note.head);
             constexpr int far = 1 << 30;
             const int first = note.begin + lane() % 4 * 2;  // the thread's first query
             const int tail = shared.item.queries - window.dense_tail - first;
@@ -193,7 +75,7 @@ struct KeyPass {
                 const int j =
                     shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
                 const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
-                const int low = causal_of(args, note.masked - 1) ? equal : (j < shared.item.keys ? -far : far);
+                const int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
                 const int high =
                     window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
 #pragma unroll
@@ -274,14 +156,16 @@ struct KeyPass {
             }
             product_commit();
         }
-        /// Adds them to global memory. `Younger` groups were committed after start_dquery.
+        /// Leaves them to the warp that adds them to global memory. `Younger` groups were committed after start_dquery.
         template <int Younger>
-        __device__ __forceinline__ void add_dquery(int stage, int part) {
-            constexpr int floats = query_tile * part_channels;
-            float* sums = args.dq_sums + static_cast<std::int64_t>(shared.notes[stage].tile) * query_tile * D;
+        __device__ __forceinline__ void hand_over_dquery(int stage) {
             product_wait<Younger>();
             pin(dquery());
-            reduce_fragments<part_channels / 2>(sums + part * floats, dquery(), thread());
+            barrier_wait(&shared.dquery_empty[group()], turn);
+            write_fragments<part_channels / 2>(shared.dquery[group()], dquery(), thread());
+            if (thread() == 0) shared.dquery_tile[group()] = shared.notes[stage].tile;
+            fence_async_shared();
+            barrier_arrive(&shared.dquery_full[group()]);
         }
         /// dK and dQ of the tile in ring stage `before`, and S^T of the one at the current position if there is one.
         template <bool Scores>
@@ -289,7 +173,7 @@ struct KeyPass {
             start_dquery(split_keys ? group() : 0);
             if constexpr (Scores) start_scores();
             start_dkey(before);
-            add_dquery<Scores ? 2 : 1>(before, split_keys ? group() : 0);
+            hand_over_dquery<Scores ? 2 : 1>(before);
         }
 
         /// dV += P^T dO of the tile at the current position, as a group of its own.
@@ -321,22 +205,17 @@ struct KeyPass {
             start_dscores();
             product_wait<First ? 1 : 2>();
             pin(score);
-            if (shared.notes[ring.stage].masked) mask();
+            if (shared.notes[ring.stage].masked != 0) mask();
             exponentiate();
-#ifdef SA_HOLD
-            pack(score, packed_score);
-            stay_before(packed_score, 0x80008000u);
+            if constexpr (hold) {
+                pack(score, packed_score);
+                stay_before(packed_score, 0x80008000u);
+            }
             product_wait<0>();
             pin(dscore);
             if constexpr (!First) warp_release(&shared.empty[before], lane());
+            if constexpr (!hold) pack(score, packed_score);
             pin(packed_score);
-#else
-            product_wait<0>();
-            pin(dscore);
-            if constexpr (!First) warp_release(&shared.empty[before], lane());
-            pack(score, packed_score);
-            pin(packed_score);
-#endif
             start_dvalue();
 #ifdef SPARSEATTN_CUDA_CHECKED  // the code that tools insert at loads overwrites what a product is writing
             product_wait<0>();
@@ -384,6 +263,11 @@ struct KeyPass {
                 next_tile();
                 finish();
             }
+            if constexpr (WithQueries) {
+                barrier_wait(&shared.dquery_empty[group()], turn ^ 1);
+                if (thread() == 0) shared.dquery_tile[group()] = -1;
+                barrier_arrive(&shared.dquery_full[group()]);
+            }
         }
 
         /// Writes dK and dV, or a piece's part of them.
@@ -408,7 +292,8 @@ struct KeyPass {
                 write_fragments<D / 2>(args.plan.partials + at * 64 * D, sums, thread());
             } else {
                 store_rows<D / 2>(matrix == 0 ? args.dk : args.dv, sums, matrix == 0 ? args.scale : 1.0f,
-                                  item.token + part * 64, item.head, 0, item.keys - item.begin - part * 64, thread());
+                                  item.token + part * 64, item.head, 0, args.head_dim,
+                                  item.keys - item.begin - part * 64, thread());
             }
         }
         /// Gives one sum to the other warpgroup and adds what that one gives to the other sum, through the memory of K
@@ -438,7 +323,12 @@ __global__ void __launch_bounds__(384, 1)
     if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
     if (threadIdx.x == 0) {
         barrier_init(&shared.keys_full, 1);
+        barrier_init(&shared.ragged, 1);
         barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
+        for (int group = 0; group < 2; ++group) {
+            barrier_init(&shared.dquery_full[group], 128);
+            barrier_init(&shared.dquery_empty[group], releasing_lanes);
+        }
         for (int stage = 0; stage < Pass::stages; ++stage) {
             barrier_init(&shared.full[stage], 1);
             barrier_init(&shared.empty[stage], Pass::readers * releasing_lanes);
@@ -446,12 +336,18 @@ __global__ void __launch_bounds__(384, 1)
         barrier_init_fence();
     }
     __syncthreads();
+    wait_for_previous_kernel();
+    dependents_may_launch();  // the query pass needs nothing of this one
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
         give_registers<24>();
-        if (threadIdx.x < 32) {
-            typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}};
+        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
+        if (warp == 0) {
+            const int lane = static_cast<int>(threadIdx.x);
+            typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
             producer.run();
+        } else if (WithQueries && warp < 3) {
+            Pass::add_dqueries(args, shared, warp - 1);
         }
     } else {
         take_registers<240>();

@@ -43,22 +43,24 @@ class ListWalk {
     std::int32_t chunk_ = 0, ahead_;
 };
 
-/// Hands out pieces to a producer warp; their numbers are drawn one ahead of use.
+/// Hands out pieces to a producer warp. With `Ahead` their numbers are drawn a piece before they are needed, which
+/// hides the latency of short pieces; long ones would be kept from whoever is free first.
+template <bool Ahead>
 class PieceQueue {
   public:
     __device__ __forceinline__ PieceQueue(int* counter, const Piece* pieces, int count, int lane)
-        : counter_(counter), pieces_(pieces), count_(count), lane_(lane), ahead_(fetch()) {}
+        : counter_(counter), pieces_(pieces), count_(count), lane_(lane), ahead_(Ahead ? draw() : 0) {}
     /// The next piece; item < 0 when all are taken.
     __device__ __forceinline__ Piece take() {
-        const int number = __shfl_sync(0xffffffffu, ahead_, 0);
+        const int number = __shfl_sync(0xffffffffu, Ahead ? ahead_ : draw(), 0);
         if (number >= count_) return {-1, 0, 0, -1};
-        ahead_ = fetch();
+        if (Ahead) ahead_ = draw();
         const int4 piece = __ldg(reinterpret_cast<const int4*>(pieces_) + number);
         return {piece.x, piece.y, piece.z, piece.w};
     }
 
   private:
-    __device__ __forceinline__ int fetch() const { return lane_ == 0 ? atomicAdd(counter_, 1) : 0; }
+    __device__ __forceinline__ int draw() const { return lane_ == 0 ? atomicAdd(counter_, 1) : 0; }
     int* counter_;
     const Piece* pieces_;
     int count_, lane_, ahead_;
@@ -99,6 +101,35 @@ __device__ __forceinline__ void load_tile(unsigned char* shared, const CUtensorM
         tensor_load(shared + panel * Tokens * swizzle_row, map, barrier, panel * 64, head, token);
     }
 }
+
+/// Loads tiles that reach past the end of a sequence, by a whole warp that waits for them: what lies beyond becomes
+/// zeros, because NaN or infinity of the next sequence would reach a sum through a factor of 0.
+struct RaggedLoader {
+    Barrier* barrier;  // of its own
+    int lane;
+    std::uint32_t phase = 0;
+
+    template <int Tokens, int D>
+    __device__ __forceinline__ void load(unsigned char* shared, const CUtensorMap* map, int token, int head,
+                                         int valid) {
+        if (elect_one()) {
+            barrier_expect(barrier, Tokens * D * 2);
+            load_tile<Tokens, D>(shared, map, barrier, token, head);
+        }
+        __syncwarp();
+        barrier_wait(barrier, phase);
+        phase ^= 1;
+#pragma unroll 1
+        for (int panel = 0; panel < D / 64; ++panel) {
+#pragma unroll 1
+            for (int piece = valid * 8 + lane; piece < Tokens * 8; piece += 32) {
+                *reinterpret_cast<uint4*>(shared + panel * Tokens * swizzle_row + piece * 16) = make_uint4(0, 0, 0, 0);
+            }
+        }
+        fence_async_shared();
+        __syncwarp();
+    }
+};
 
 /// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
 /// orders the reads of the others before the arrival of one; builds for them let all arrive.
@@ -162,16 +193,17 @@ __device__ __forceinline__ void stay_before(const std::uint32_t (&bits)[Count], 
 }
 
 /// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of
-/// them. `thread` counts in the warpgroup.
+/// them and what is below `d` of the columns. `thread` counts in the warpgroup.
 template <int Count>
 __device__ __forceinline__ void store_rows(const Heads& array, const float* values, float scale, std::int64_t token,
-                                           int head, int column, int valid, int thread) {
+                                           int head, int column, int d, int valid, int thread) {
     const int row = thread / 32 * 16 + thread % 32 / 4;
     auto* base = static_cast<__nv_bfloat16*>(array.data) + (token + row) * array.token_stride +
                  head * array.head_stride + column + thread % 4 * 2;
     const std::int64_t below = 8 * array.token_stride;
 #pragma unroll
     for (int i = 0; i < Count; i += 4) {
+        if (column + i * 2 >= d) break;
         if (row < valid) {
             *reinterpret_cast<std::uint32_t*>(base + i * 2) = pack_bf16(values[i] * scale, values[i + 1] * scale);
         }
@@ -200,16 +232,6 @@ __device__ __forceinline__ void add_fragments(float* values, const float* memory
         values[4 * f + 1] += other.y;
         values[4 * f + 2] += other.z;
         values[4 * f + 3] += other.w;
-    }
-}
-/// Adds accumulators to global memory in fragment order, each float atomically.
-template <int Count>
-__device__ __forceinline__ void reduce_fragments(float* global, const float* values, int thread) {
-#pragma unroll
-    for (int f = 0; f < Count / 4; ++f) {
-        asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global + (f * 128 + thread) * 4),
-                     "f"(values[4 * f]), "f"(values[4 * f + 1]), "f"(values[4 * f + 2]), "f"(values[4 * f + 3])
-                     : "memory");
     }
 }
 

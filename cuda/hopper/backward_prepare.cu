@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "cuda/hopper/backward_lists.cuh"
+#include "cuda/hopper/launch.hpp"
+#include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
 namespace {
@@ -49,7 +51,7 @@ __device__ __forceinline__ float prepare_branch(const BackwardArgs& args, const 
     for (int query = threadIdx.x / sharers; query < query_tile; query += 256 / sharers) {
         const bool valid = query < span.valid;
         float delta = 0;
-        if (valid) {
+        if (valid && part * 8 < args.head_dim) {
             const std::int64_t token = span.token + query;
             const auto piece = [&](const Heads& array) {
                 return *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(array.data) +
@@ -108,6 +110,7 @@ __global__ void __launch_bounds__(256) prepare_kernel(const BackwardArgs args, c
         float4* sums = reinterpret_cast<float4*>(args.dq_sums + number * query_tile * D);
         for (int i = threadIdx.x; i < query_tile * D / 4; i += 256) sums[i] = make_float4(0, 0, 0, 0);
     }
+    wait_for_previous_kernel();  // so that whatever follows this kernel follows the plan too
 }
 
 /// One block of 256 threads per head.
@@ -124,26 +127,39 @@ __global__ void __launch_bounds__(256) gate_kernel(const BackwardArgs args) {
     if (threadIdx.x == 0) args.dgate[blockIdx.x] = static_cast<float>(sums[0]);
 }
 
-/// One block of 128 threads per (tile, head): the threads of the warpgroups that wrote the sums.
+/// One block of 128 threads per (tile, head): the threads of the warpgroups that wrote the sums. `wide`: dQ can be
+/// written in pieces of 16 bytes.
 template <int D>
-__global__ void __launch_bounds__(128) finish_kernel(const BackwardArgs args) {
+__global__ void __launch_bounds__(128) finish_kernel(const BackwardArgs args, bool wide) {
     const int tile = blockIdx.x, head = blockIdx.y, lane = threadIdx.x % 32;
     const TileSpan span(args, tile);
     const std::int64_t number = static_cast<std::int64_t>(head) * args.tiles + tile;
-    const float4* sums = reinterpret_cast<const float4*>(args.dq_sums + number * query_tile * D);
+    const float4* sums = reinterpret_cast<const float4*>(args.dq_sums + number * query_tile * D) + threadIdx.x;
     const int row = threadIdx.x / 32 * 16 + lane / 4;
     auto* dq = static_cast<__nv_bfloat16*>(args.dq.data) + head * args.dq.head_stride +
-               (span.token + row) * args.dq.token_stride + lane % 4 * 2;
-#pragma unroll 4
-    for (int f = 0; f < D / 8; ++f) {  // columns 8 f: the halves of the channels follow each other
-        const float4 sum = sums[f * 128 + threadIdx.x];
-        if (row < span.valid) {
-            *reinterpret_cast<__nv_bfloat162*>(dq + 8 * f) =
-                __floats2bfloat162_rn(sum.x * args.scale, sum.y * args.scale);
+               (span.token + row) * args.dq.token_stride;
+#pragma unroll
+    for (int f = 0; f < D / 8; f += 4) {  // columns 8 f: the halves of the channels follow each other
+        if (8 * f >= args.head_dim) break;
+        std::uint32_t halves[2][4];  // rows `row` and row + 8
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float4 sum = sums[(f + i) * 128];
+            halves[0][i] = pack_bf16(sum.x * args.scale, sum.y * args.scale);
+            halves[1][i] = pack_bf16(sum.z * args.scale, sum.w * args.scale);
         }
-        if (row + 8 < span.valid) {
-            *reinterpret_cast<__nv_bfloat162*>(dq + 8 * args.dq.token_stride + 8 * f) =
-                __floats2bfloat162_rn(sum.z * args.scale, sum.w * args.scale);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            std::uint32_t(&x)[4] = halves[half];
+            __nv_bfloat16* out = dq + 8 * half * args.dq.token_stride + 8 * f;
+            const bool valid = row + 8 * half < span.valid;
+            if (wide) {
+                transpose_quad(x, lane);
+                if (valid) *reinterpret_cast<uint4*>(out + lane % 4 * 8) = make_uint4(x[0], x[1], x[2], x[3]);
+            } else if (valid) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) *reinterpret_cast<std::uint32_t*>(out + 8 * i + lane % 4 * 2) = x[i];
+            }
         }
     }
 }
@@ -167,7 +183,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
     const std::int64_t pitch = std::int64_t{2} * gridDim.z * (64 * D / 4);  // from slot to slot
     const float4* partials = reinterpret_cast<const float4*>(args.plan.partials) + merge.slot * pitch +
                              (static_cast<std::int64_t>(matrix) * gridDim.z + part) * (64 * D / 4) + threadIdx.x;
-    for (int f = 0; f < D / 8; ++f) {
+    for (int f = 0; f < D / 8 && 8 * f < args.head_dim; ++f) {
         float4 sum = partials[f * 128];
         for (int piece = 1; piece < merge.pieces; ++piece) {
             const float4 other = partials[piece * pitch + f * 128];
@@ -188,7 +204,7 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
 cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors) {
     const dim3 grid(static_cast<unsigned>(Plan::most_merges(processors)), 2,
                     static_cast<unsigned>(args.layout.block / 64));
-    if (params.head_dim == 64) {
+    if (params.head_dim <= 64) {
         merge_kernel<64><<<grid, 128, 0, params.stream>>>(args);
     } else {
         merge_kernel<128><<<grid, 128, 0, params.stream>>>(args);
@@ -198,25 +214,23 @@ cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& pa
 
 cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params) {
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
-    if (args.tiles > 0) {
-        if (params.head_dim == 64) {
-            prepare_kernel<64><<<grid, 256, 0, params.stream>>>(args, params.dout);
-        } else {
-            prepare_kernel<128><<<grid, 256, 0, params.stream>>>(args, params.dout);
-        }
-    }
-    if (args.gate != nullptr) gate_kernel<<<grid.y, 256, 0, params.stream>>>(args);
+    if (args.tiles == 0) return cudaSuccess;
+    const auto kernel = params.head_dim <= 64 ? prepare_kernel<64> : prepare_kernel<128>;
+    return launch_overlapping(kernel, grid, 256, 0, params.stream, args, params.dout);
+}
+
+cudaError_t launch_gate(const BackwardArgs& args, const GatedBackwardParams& params) {
+    gate_kernel<<<static_cast<unsigned>(args.query_heads), 256, 0, params.stream>>>(args);
     return cudaGetLastError();
 }
 
 cudaError_t launch_finish(const BackwardArgs& args, const GatedBackwardParams& params) {
     if (args.tiles == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
-    if (params.head_dim == 64) {
-        finish_kernel<64><<<grid, 128, 0, params.stream>>>(args);
-    } else {
-        finish_kernel<128><<<grid, 128, 0, params.stream>>>(args);
-    }
+    const bool wide = reinterpret_cast<std::uintptr_t>(args.dq.data) % 16 == 0 && args.dq.token_stride % 8 == 0 &&
+                      args.dq.head_stride % 8 == 0;
+    const auto kernel = params.head_dim <= 64 ? finish_kernel<64> : finish_kernel<128>;
+    kernel<<<grid, 128, 0, params.stream>>>(args, wide);
     return cudaGetLastError();
 }
 

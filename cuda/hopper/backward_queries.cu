@@ -1,4 +1,5 @@
 #include "cuda/hopper/backward_queries.cuh"
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/tensor_map.hpp"
 
 namespace sparseattn::cuda::hopper {
@@ -11,8 +12,7 @@ cudaError_t launch(const BackwardArgs& args, const QueryPassMaps& maps, int proc
     const auto kernel = query_pass_kernel<D, B>;
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (error != cudaSuccess) return error;
-    kernel<<<processors, 384, bytes, stream>>>(args, maps);
-    return cudaGetLastError();
+    return launch_overlapping(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
 }
 
 }  // namespace
@@ -30,7 +30,7 @@ cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParam
     if (error == cudaSuccess) error = make(maps.key, params.key, false);
     if (error == cudaSuccess) error = make(maps.value, params.value, false);
     if (error != cudaSuccess) return error;
-    if (params.head_dim == 64) {
+    if (params.head_dim <= 64) {
         return args.layout.block == 64 ? launch<64, 64>(args, maps, processors, params.stream)
                                        : launch<64, 128>(args, maps, processors, params.stream);
     }

@@ -31,7 +31,7 @@ struct QueryPass {
         alignas(1024) unsigned char value[value_stages][block_bytes];
         TileNote notes[key_stages];
         ItemNote item;
-        Barrier queries_full, queries_empty;
+        Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
         Barrier value_full[value_stages], value_empty[value_stages];
     };
@@ -43,35 +43,36 @@ struct QueryPass {
         const QueryPassMaps& maps;
         Shared& shared;
         int lane;
+        RaggedLoader ragged;
         Ring<key_stages> keys;
         Ring<value_stages> values;
 
-        /// Sends one key block, or the end mark of a branch (note.begin < 0), which takes a turn in both rings.
-        __device__ __forceinline__ void send(const TileNote& note, int token, int head) {
-            barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
+        /// Loads a key block's keys or values, of which `valid` are of its sequence; nothing when `begin` < 0.
+        __device__ __forceinline__ void load(unsigned char* stage, const CUtensorMap* map, Barrier* full, int begin,
+                                             int token, int head, int valid) {
+            const bool whole = begin >= 0 && valid >= B;
+            if (begin >= 0 && !whole) ragged.template load<B, D>(stage, map, token, head, valid);
             if (elect_one()) {
-                Barrier* full = &shared.key_full[keys.stage];
-                shared.notes[keys.stage] = note;
-                if (note.begin < 0) {
-                    barrier_arrive(full);
-                } else {
+                if (whole) {
                     barrier_expect(full, block_bytes);
-                    load_tile<B, D>(shared.key[keys.stage], &maps.key, full, token, head);
+                    load_tile<B, D>(stage, map, full, token, head);
+                } else {
+                    barrier_arrive(full);
                 }
             }
             __syncwarp();
+        }
+
+        /// Sends one key block, or the end mark of a branch (note.begin < 0), which takes a turn in both rings.
+        __device__ __forceinline__ void send(const TileNote& note, int token, int head, int valid) {
+            barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
+            if (elect_one()) shared.notes[keys.stage] = note;
+            __syncwarp();
+            load(shared.key[keys.stage], &maps.key, &shared.key_full[keys.stage], note.begin, token, head, valid);
             keys.next();
             barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
-            if (elect_one()) {
-                Barrier* full = &shared.value_full[values.stage];
-                if (note.begin < 0) {
-                    barrier_arrive(full);
-                } else {
-                    barrier_expect(full, block_bytes);
-                    load_tile<B, D>(shared.value[values.stage], &maps.value, full, token, head);
-                }
-            }
-            __syncwarp();
+            load(shared.value[values.stage], &maps.value, &shared.value_full[values.stage], note.begin, token, head,
+                 valid);
             values.next();
         }
 
@@ -86,9 +87,10 @@ struct QueryPass {
             for (int index = 0; index < list.count; ++index) {
                 const int j0 = columns.entry(index) * B;
                 if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
-                send({j0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, 0, 0}, span.key_begin + j0, key_head);
+                send({j0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, 0, 0}, span.key_begin + j0, key_head,
+                     span.keys - j0);
             }
-            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0);
+            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0, 0);
         }
 
         /// One item: Q and dO, then its branches that have weight.
@@ -118,7 +120,7 @@ struct QueryPass {
         }
 
         __device__ __forceinline__ void run() {
-            PieceQueue queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
+            PieceQueue<true> queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
             std::uint32_t phase = 0;
             for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
                 send_item(piece.item, phase);
@@ -223,15 +225,15 @@ struct QueryPass {
             start_dscores();
             product_wait<1>();
             pin(score);
-            if (shared.notes[keys.stage].masked) mask();
+            if (shared.notes[keys.stage].masked != 0) mask();
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
-#ifdef SA_HOLD
-            std::uint32_t bits[scores];
+            if constexpr (split_queries) {  // measured: it does not help the others
+                std::uint32_t bits[scores];
 #pragma unroll
-            for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
-            stay_before(bits, 0x80000000u);
-#endif
+                for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
+                stay_before(bits, 0x80000000u);
+            }
             product_wait<0>();
             pin(dscore);
             warp_release(&shared.value_empty[values.stage], lane());
@@ -305,14 +307,16 @@ struct QueryPass {
             const int valid = item.queries - item.begin - first_query();
             if constexpr (split_queries) {
                 barrier_arrive(&shared.queries_empty);
-                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, valid,
-                                  thread());
+                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, args.head_dim,
+                                  valid, thread());
             } else if (group() == 0) {
                 exchange(dquery + D / 4, dquery);
-                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, valid, thread());
+                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, args.head_dim, valid,
+                                  thread());
             } else {
                 exchange(dquery, dquery + D / 4);
-                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, valid, thread());
+                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, args.head_dim,
+                                  valid, thread());
             }
         }
         /// Gives one half of the channels to the other warpgroup and adds what that one gives to the other half,
@@ -339,6 +343,7 @@ __global__ void __launch_bounds__(384, 1)
     if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
     if (threadIdx.x == 0) {
         barrier_init(&shared.queries_full, 1);
+        barrier_init(&shared.ragged, 1);
         barrier_init(&shared.queries_empty, 256);  // every reader of the item's note
         for (int stage = 0; stage < Pass::key_stages; ++stage) {
             barrier_init(&shared.key_full[stage], 1);
@@ -354,8 +359,10 @@ __global__ void __launch_bounds__(384, 1)
     if (threadIdx.x / 128 == 0) {
         give_registers<24>();
         if (threadIdx.x < 32) {
-            typename Pass::Producer producer{args, maps, shared, static_cast<int>(threadIdx.x), {}, {}};
+            const int lane = static_cast<int>(threadIdx.x);
+            typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}, {}};
             producer.run();
+            wait_for_previous_kernel();  // so that whatever follows this kernel follows the key pass too
         }
     } else {
         take_registers<240>();

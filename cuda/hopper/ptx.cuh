@@ -214,4 +214,22 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+/// Exchanges a 4 x 4 matrix held by a quad of lanes (row: lane, column: register) for its transpose.
+__device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) {
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+        const bool upper = (lane & distance) != 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if ((i & distance) != 0) continue;
+            const std::uint32_t mine = upper ? x[i] : x[i + distance];
+            const std::uint32_t theirs = __shfl_xor_sync(0xffffffffu, mine, distance);
+            if (upper)
+                x[i] = theirs;
+            else
+                x[i + distance] = theirs;
+        }
+    }
+}
+
 }  // namespace sparseattn::cuda::hopper

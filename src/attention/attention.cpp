@@ -18,20 +18,18 @@ template <class Exec>
 constexpr bool is_cpu = std::is_same_v<typename Exec::memory_space, Kokkos::HostSpace>;
 
 #if defined(SPARSEATTN_CUDA_KERNELS)
-// Whether the call has hand-written CUDA kernels at all.
-template <class Exec, class T, template <class, class> class Arguments>
-constexpr bool has_cuda_kernels =
-    std::is_same_v<Exec, Kokkos::Cuda>&& std::is_same_v<T, bf16> &&
-    !std::is_same_v<Arguments<T, detail::CudaMem>, detail::GatedBackwardArguments<T, detail::CudaMem>>;
+// Whether there are hand-written CUDA kernels at all.
+template <class Exec, class T>
+constexpr bool has_cuda_kernels = std::is_same_v<Exec, Kokkos::Cuda>&& std::is_same_v<T, bf16>;
 #endif
 
 // See detail::Demand.
 template <class Exec, class T, template <class, class> class Arguments>
 const char* cuda_gap([[maybe_unused]] const Arguments<T, typename Exec::memory_space>& arguments) {
 #if defined(SPARSEATTN_CUDA_KERNELS)
-    if constexpr (has_cuda_kernels<Exec, T, Arguments>) return detail::cuda_gap(arguments);
+    if constexpr (has_cuda_kernels<Exec, T>) return detail::cuda_gap(arguments);
 #endif
-    return is_cpu<Exec> ? nullptr : "cuda covers bf16, less the gated backward pass";
+    return is_cpu<Exec> ? nullptr : "cuda covers bf16";
 }
 
 template <class Exec, class T, template <class, class> class Arguments>
@@ -46,7 +44,7 @@ void run(const Exec& exec, Implementation asked, const Arguments<T, typename Exe
         return;
     }
 #if defined(SPARSEATTN_CUDA_KERNELS)
-    if constexpr (has_cuda_kernels<Exec, T, Arguments>) {
+    if constexpr (has_cuda_kernels<Exec, T>) {
         if (chosen == Implementation::cuda) {
             detail::cuda_attention(exec, arguments, workspace);
             return;

@@ -47,6 +47,16 @@ cuda::Layout layout_of(const BlockLayout<CudaMem>& layout) {
     return result;
 }
 
+cuda::Transposed transposed_of(const LayoutPair<CudaMem>& pair) {
+    const TransposedLayout<CudaMem>& transposed = pair.transposed;
+    cuda::Transposed result{transposed.offsets.data(), transposed.rows.data(), nullptr, nullptr};
+    if (pair.layout.has_single_keys()) {
+        result.key_offsets = transposed.key_offsets.data();
+        result.key_rows = transposed.key_rows.data();
+    }
+    return result;
+}
+
 // Everything but workspace and stream.
 template <class Arguments>
 cuda::Problem problem_of(const Arguments& arguments, const BlockLayout<CudaMem>& layout) {
@@ -77,12 +87,7 @@ cuda::ForwardParams params_of(const ForwardArguments<bf16, CudaMem>& arguments) 
 cuda::BackwardParams params_of(const BackwardArguments<bf16, CudaMem>& arguments) {
     cuda::BackwardParams params;
     static_cast<cuda::Problem&>(params) = problem_of(arguments, arguments.layout.layout);
-    const TransposedLayout<CudaMem>& transposed = arguments.layout.transposed;
-    params.transposed = {transposed.offsets.data(), transposed.rows.data(), nullptr, nullptr};
-    if (params.layout.keys != nullptr) {
-        params.transposed.key_offsets = transposed.key_offsets.data();
-        params.transposed.key_rows = transposed.key_rows.data();
-    }
+    params.transposed = transposed_of(arguments.layout);
     params.out = heads(arguments.outputs.out);
     params.dout = heads(arguments.dout);
     params.lse = rows(arguments.outputs.lse);
@@ -103,6 +108,26 @@ cuda::GatedForwardParams params_of(const GatedForwardArguments<bf16, CudaMem>& a
     params.sparse_out = heads(arguments.sparse_outputs.out);
     params.full_lse = rows(arguments.full_outputs.lse);
     params.sparse_lse = rows(arguments.sparse_outputs.lse);
+    return params;
+}
+
+cuda::GatedBackwardParams params_of(const GatedBackwardArguments<bf16, CudaMem>& arguments) {
+    cuda::GatedBackwardParams params;
+    static_cast<cuda::Problem&>(params) = problem_of(arguments, arguments.full.layout);
+    params.transposed = transposed_of(arguments.full);
+    params.sparse = layout_of(arguments.sparse.layout);
+    params.sparse_transposed = transposed_of(arguments.sparse);
+    params.gate = arguments.gate.data();
+    params.full_out = heads(arguments.full_outputs.out);
+    params.sparse_out = heads(arguments.sparse_outputs.out);
+    params.dout = heads(arguments.dout);
+    params.full_lse = rows(arguments.full_outputs.lse);
+    params.sparse_lse = rows(arguments.sparse_outputs.lse);
+    params.dq = heads(arguments.gradients.query);
+    params.dk = heads(arguments.gradients.key);
+    params.dv = heads(arguments.gradients.value);
+    params.dgate = arguments.dgate.data();
+    params.deterministic = true;  // what the library promises
     return params;
 }
 
@@ -135,6 +160,10 @@ const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments) {
     const char* why = "";
     return cuda::gated_forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
 }
+const char* cuda_gap(const GatedBackwardArguments<bf16, CudaMem>& arguments) {
+    const char* why = "";
+    return cuda::gated_backward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
+}
 
 void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace) {
@@ -156,6 +185,13 @@ void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, 
     cuda::GatedForwardParams params = params_of(arguments);
     provide(params, exec, cuda::gated_forward_workspace(params), frame);
     check("gated_attention_forward", cuda::gated_forward(params));
+}
+void cuda_attention(const Kokkos::Cuda& exec, const GatedBackwardArguments<bf16, CudaMem>& arguments,
+                    Workspace<CudaMem>& workspace) {
+    Workspace<CudaMem>::Frame frame(workspace);
+    cuda::GatedBackwardParams params = params_of(arguments);
+    provide(params, exec, cuda::gated_backward_workspace(params), frame);
+    check("gated_attention_backward", cuda::gated_backward(params));
 }
 
 }  // namespace sparseattn::detail

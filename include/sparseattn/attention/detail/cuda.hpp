@@ -16,6 +16,7 @@ using CudaMem = Kokkos::Cuda::memory_space;
 const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments);
 const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments);
+const char* cuda_gap(const GatedBackwardArguments<bf16, CudaMem>& arguments);
 
 // Enqueues a covered call. Throws Error naming the step when CUDA refuses it.
 void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,
@@ -23,6 +24,8 @@ void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaM
 void cuda_attention(const Kokkos::Cuda& exec, const BackwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, CudaMem>& arguments,
+                    Workspace<CudaMem>& workspace);
+void cuda_attention(const Kokkos::Cuda& exec, const GatedBackwardArguments<bf16, CudaMem>& arguments,
                     Workspace<CudaMem>& workspace);
 
 }  // namespace sparseattn::detail
