@@ -20,7 +20,7 @@ struct ForwardShape {
     static constexpr int tiles = HeadDim <= 128 ? 2 : 1;   // of 16 queries, of a warp
     static constexpr int keys = HeadDim <= 128 ? 64 : 32;  // of a step: as many as leave registers for the sums
     static constexpr int threads = 32 * Queries / (16 * tiles);
-    static constexpr bool held = HeadDim <= 64;  // queries stay in registers
+    static constexpr bool held = HeadDim <= 32;  // queries stay in registers
     static constexpr int query_bytes = Queries * TileMap<HeadDim>::row_bytes;
     static constexpr int tile_bytes = keys * TileMap<HeadDim>::row_bytes;
     static constexpr int bytes = query_bytes + 2 * tile_bytes;

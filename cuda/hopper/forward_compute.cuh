@@ -223,10 +223,11 @@ struct Consumer {
         own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
         online_softmax(s, state, args.scale_log2, slack, shrink);
     }
-    /// Before the values of the step before are multiplied, once they have come.
-    __device__ __forceinline__ void clear_foreign_values(int stage) const {
-        if (own_keys < Shape::keys)
-            clear_rows<Shape>(data.ring[stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
+    /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
+    __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
+        if (own_keys == Shape::keys) return;
+        barrier_wait(&control.full[values.stage], values.phase);
+        clear_rows<Shape>(data.ring[values.stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
@@ -270,6 +271,7 @@ struct Consumer {
         const TileKeys where = keys_of(ring.stage);
         ring.next();
         const int value_stage = ring.stage;
+        clear_foreign_values(ring);
         turns.begin();
         pin(s);
         pin(p);
@@ -278,7 +280,6 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         barrier_wait(&control.full[ring.stage], ring.phase);
-        clear_foreign_values(value_stage);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         ring.next();
@@ -302,7 +303,7 @@ struct Consumer {
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         barrier_wait(&control.full[ring.stage], ring.phase);
-        clear_foreign_values(last_stage);
+        clear_foreign_values(ring);
         turns.begin();
         pin(p);
         pin(o);

@@ -61,7 +61,14 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     const ForwardBranch& branch = args.branch[tile.branch];
     const Layout& layout = branch.layout;
     tile.head = unit_head(schedule, place.unit);
+    const int sequence = layout.row_sequence[place.row];  // loads that wait for each other as little as can be
+    find_windows<Shape>(schedule, layout, tile);
     const UnitList list = unit_list(branch, args.gate, tile.head, schedule.heads_per_unit, place.row);
+    const int row_begin = layout.row_begin[sequence];
+    tile.query_token = args.batch.query_offsets[sequence];
+    tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
+    tile.key_token = args.batch.key_offsets[sequence];
+    tile.key_count = args.batch.key_offsets[sequence + 1] - tile.key_token;
     tile.columns = list.columns;
     tile.keys = list.keys;
     tile.blocks = list.blocks;
@@ -70,20 +77,14 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
     tile.slot = place.slot;
 
-    const int sequence = layout.row_sequence[place.row];
-    tile.query_token = args.batch.query_offsets[sequence];
-    tile.query_count = args.batch.query_offsets[sequence + 1] - tile.query_token;
-    tile.key_token = args.batch.key_offsets[sequence];
-    tile.key_count = args.batch.key_offsets[sequence + 1] - tile.key_token;
     tile.causal = layout.causal;
-    tile.first = (place.row - layout.row_begin[sequence]) * layout.block;
+    tile.first = (place.row - row_begin) * layout.block;
     tile.end = min(tile.first + layout.block, tile.query_count);
     if constexpr (Shape::group) {
         tile.first += place.part * schedule.tokens;
         tile.last = tile.first + schedule.tokens >= tile.end;
         tile.end = min(tile.first + schedule.tokens, tile.end);
     }
-    find_windows<Shape>(schedule, layout, tile);
     const std::int64_t token = tile.query_token + static_cast<std::int64_t>(tile.first);
     const Heads& out = branch.out;
     const Rows& lse = branch.lse;

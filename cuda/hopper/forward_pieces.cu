@@ -88,8 +88,39 @@ __device__ int shortest_limit(const PlanStorage& shared, int tiles, int budget, 
     return low;
 }
 
-/// One thread block. With few lists one piece for each team ends soonest; where they do not divide evenly, several
-/// shorter ones do.
+/// With few lists one piece for each team ends soonest; where they do not divide evenly, several shorter ones do.
+__device__ int choose_limit(const PlanStorage& shared) {
+    int limit = shared.longest, cost = 0x7fffffff;
+    for (int wave = 0; wave < most_waves; ++wave) {
+        const int candidate = shared.limit[wave];
+        if (candidate == 0 || (wave + 1) * (candidate + piece_cost) >= cost) continue;
+        cost = (wave + 1) * (candidate + piece_cost);
+        limit = candidate;
+    }
+    return limit;
+}
+
+/// Cuts the lists evenly. One warp per tile.
+__device__ void write_pieces(const ForwardArgs& args, int tiles, int limit, const PlanStorage& shared) {
+    const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+    const int warps = static_cast<int>(blockDim.x / 32), parts = args.schedule.parts;
+    for (int tile = warp; tile < tiles; tile += warps) {
+        const int steps = shared.steps[tile], pieces = ceil_div(steps, limit);
+        for (int i = lane; i < pieces * shared.passes[tile]; i += 32) {
+            const int part = i / pieces;
+            const std::int64_t number = i % pieces;
+            const int begin = static_cast<int>(steps * number / pieces);
+            const int end = static_cast<int>(steps * (number + 1) / pieces);
+            const int place = tile * parts + part, slot = shared.first_slot[tile] + i;
+            args.pieces.items[shared.first_item[tile] + i] = {place, begin, end - begin, pieces > 1 ? slot : -1};
+            if (pieces > 1 && number == 0) {
+                args.pieces.merges[shared.first_merge[tile] + part] = {place, pieces, 0, slot};
+            }
+        }
+    }
+}
+
+/// Fills `items`, longest first, and `merges`. One thread block.
 __global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constant__ ForwardArgs args) {
     __shared__ PlanStorage shared;
     dependents_may_launch();
@@ -111,13 +142,7 @@ __global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constan
         if (lane == 0) shared.limit[warp] = limit;
     }
     __syncthreads();
-    int limit = shared.longest, cost = 0x7fffffff;
-    for (int wave = 0; wave < most_waves; ++wave) {
-        const int candidate = shared.limit[wave];
-        if (candidate == 0 || (wave + 1) * (candidate + piece_cost) >= cost) continue;
-        cost = (wave + 1) * (candidate + piece_cost);
-        limit = candidate;
-    }
+    const int limit = choose_limit(shared);
 
     const auto bin_of = [&](int steps, int pieces) {  // longest first
         return bins - 1 - static_cast<int>(static_cast<std::int64_t>(ceil_div(steps, pieces)) * (bins - 1) / limit);
@@ -148,20 +173,7 @@ __global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constan
     }
     __syncthreads();
     if (thread == 0) args.pieces.counts[1] = shared.merges;
-    for (int tile = warp; tile < tiles; tile += threads / 32) {
-        const int steps = shared.steps[tile], pieces = ceil_div(steps, limit);
-        for (int i = lane; i < pieces * shared.passes[tile]; i += 32) {
-            const int part = i / pieces;
-            const std::int64_t number = i % pieces;
-            const int begin = static_cast<int>(steps * number / pieces);
-            const int end = static_cast<int>(steps * (number + 1) / pieces);
-            const int place = tile * schedule.parts + part, slot = shared.first_slot[tile] + i;
-            args.pieces.items[shared.first_item[tile] + i] = {place, begin, end - begin, pieces > 1 ? slot : -1};
-            if (pieces > 1 && number == 0) {
-                args.pieces.merges[shared.first_merge[tile] + part] = {place, pieces, 0, slot};
-            }
-        }
-    }
+    write_pieces(args, tiles, limit, shared);
 }
 
 /// Which query and head row `row` of a cut tile is; false when it is none.

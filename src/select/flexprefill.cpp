@@ -235,12 +235,13 @@ void select_group(const Exec& exec, const HeadsView<const T, typename Exec::memo
     detail::mean_blocks<Exec, T>(exec, key, key_range, options.block, 1.0F, mean_keys);
     for (int m = 0; m < count; ++m) {
         const detail::TokenRange range{shape.query_begin, shape.queries, heads[members[m]]};
-        detail::tail_profile<Exec, T>(exec, query, range, tail, keys, b.tail, Span1<float, Mem>(&vertical(m, 0), n),
-                                      Span1<float, Mem>(&slash(m, 0), n));
+        detail::tail_profile<Exec, T>(exec, query, range, tail, keys, b.tail, detail::row_of<float, Mem>(vertical, m),
+                                      detail::row_of<float, Mem>(slash, m));
         detail::mean_blocks<Exec, T>(exec, query, range, options.block, scale,
                                      Span2<float, Mem>(mean_queries.data(), rows, d));
         const detail::TokenRange last{shape.query_begin + shape.queries - tail, tail, range.head};
-        detail::mean_blocks<Exec, T>(exec, query, last, tail, scale, Span2<float, Mem>(&mean_queries(rows, 0), 1, d));
+        detail::mean_blocks<Exec, T>(exec, query, last, tail, scale,
+                                     Span2<float, Mem>(detail::row_of<float, Mem>(mean_queries, rows).data(), 1, d));
         const Span2<float, Mem> pooled(b.pooled.data() + static_cast<std::int64_t>(m) * (rows + 1) * blocks, rows + 1,
                                        blocks);
         detail::gemm<Exec, float>(exec, detail::Op::none, detail::Op::transpose, 1.0F, mean_queries, mean_keys, 0.0F,

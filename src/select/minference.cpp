@@ -225,8 +225,8 @@ void visit_profiles(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, co
     for (int m = 0; m < count; ++m) {
         const int list = members[m];
         detail::tail_profile<Exec, T>(exec, in.query, {shape.query_begin, shape.queries, in.heads[list]}, tail, keys,
-                                      b.tail, Span1<float, Mem>(&vertical(m, 0), n),
-                                      Span1<float, Mem>(&slash(m, 0), n));
+                                      b.tail, detail::row_of<float, Mem>(vertical, m),
+                                      detail::row_of<float, Mem>(slash, m));
         wanted.push_back(sizes(in.options, pattern_of(in.options, in.heads[list]), n));
     }
     detail::put_values(exec, "SparseAttn::minference.sizes", wanted, b.sizes.data());
@@ -237,7 +237,7 @@ void visit_profiles(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, co
     for (int m = 0; m < count; ++m) {
         Kokkos::parallel_for(
             "SparseAttn::minference.visit_distances", Policy(exec, shape.rows(), Kokkos::AUTO),
-            VisitDistances<Mem>{shape, Span1<const std::int32_t, Mem>(&before(m, 0), n + 1), b.mask, members[m]});
+            VisitDistances<Mem>{shape, detail::row_of<std::int32_t, Mem>(before, m), b.mask, members[m]});
     }
 }
 

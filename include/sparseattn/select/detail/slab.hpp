@@ -37,6 +37,13 @@ class Slab {
     std::size_t used_ = 0;
 };
 
+// A row of an array, from the host, which may not look at elements of device memory.
+template <class T, class Mem>
+Span1<T, Mem> row_of(const Span2<T, Mem>& array, std::int64_t row) {
+    const auto width = static_cast<std::int64_t>(array.extent(1));
+    return Span1<T, Mem>(array.data() + row * width, width);
+}
+
 // Bytes that `plan` (a function of Slab<Mem>&) takes.
 template <class Mem, class Plan>
 std::size_t slab_bytes(const Plan& plan) {
