@@ -84,15 +84,18 @@ for groups in 1 3; do
     finished "^sparseattn-train: rank [01] of 3: ranks? .*2 did not come to .* within [0-9]+ s$"
 done
 
-# Out of memory on one rank: its limit is below what the model takes.
-large="model.hidden_size=1024 model.intermediate_size=8192 train.batch_size=2"
-# shellcheck disable=SC2016,SC2086
-{
-    $mpirun -n 1 "$train" -i deck.toml -d memory $large : \
-        -n 1 sh -c 'ulimit -v 700000 && exec "$0" "$@"' "$train" -i deck.toml -d memory $large >output 2>&1 &
-    job=$!
-}
-finished "^sparseattn-train: rank 1( of 2)?: .*(out of memory|failed to allocate memory)"
+# Out of memory on one rank: its limit is below what the model takes. CUDA's
+# libraries alone take more address space than that limit, and device memory has none of its own for one process.
+if ! "$train" --config | grep -q "default space Cuda"; then
+    large="model.hidden_size=1024 model.intermediate_size=8192 train.batch_size=2"
+    # shellcheck disable=SC2016,SC2086
+    {
+        $mpirun -n 1 "$train" -i deck.toml -d memory $large : \
+            -n 1 sh -c 'ulimit -v 700000 && exec "$0" "$@"' "$train" -i deck.toml -d memory $large >output 2>&1 &
+        job=$!
+    }
+    finished "^sparseattn-train: rank 1( of 2)?: .*(out of memory|failed to allocate memory)"
+fi
 
 # A disk that fills: the checkpoint cannot be written on one rank.
 # shellcheck disable=SC2016,SC2086

@@ -1,6 +1,7 @@
 #pragma once
 // Listens to Kokkos Tools: which kernels ran where, what was allocated, fenced and copied while a recording lasts.
 #include <Kokkos_Core.hpp>
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -72,6 +73,46 @@ class KokkosRecording {
     std::mutex mutex_;
     std::vector<Kernel> kernels_;
     std::vector<std::string> allocations_, fences_, copies_;
+};
+
+/// The most bytes that Kokkos held at once in memory space `Mem` while the object lasts, above what it held before.
+template <class Mem>
+class KokkosPeak {
+  public:
+    KokkosPeak() {
+        held() = most() = 0;
+        Kokkos::Tools::Experimental::set_allocate_data_callback(
+            [](Kokkos::Tools::SpaceHandle space, const char*, const void*, std::uint64_t bytes) {
+                if (!here(space)) return;
+                const std::int64_t now = held() += static_cast<std::int64_t>(bytes);
+                std::int64_t seen = most();
+                while (seen < now && !most().compare_exchange_weak(seen, now)) {
+                }
+            });
+        Kokkos::Tools::Experimental::set_deallocate_data_callback(
+            [](Kokkos::Tools::SpaceHandle space, const char*, const void*, std::uint64_t bytes) {
+                if (here(space)) held() -= static_cast<std::int64_t>(bytes);
+            });
+    }
+    ~KokkosPeak() {
+        Kokkos::Tools::Experimental::set_allocate_data_callback(nullptr);
+        Kokkos::Tools::Experimental::set_deallocate_data_callback(nullptr);
+    }
+    KokkosPeak(const KokkosPeak&) = delete;
+    KokkosPeak& operator=(const KokkosPeak&) = delete;
+
+    [[nodiscard]] std::int64_t bytes() const { return most(); }
+
+  private:
+    static bool here(const Kokkos::Tools::SpaceHandle& space) { return std::string(space.name) == Mem::name(); }
+    static std::atomic<std::int64_t>& held() {
+        static std::atomic<std::int64_t> bytes{0};
+        return bytes;
+    }
+    static std::atomic<std::int64_t>& most() {
+        static std::atomic<std::int64_t> bytes{0};
+        return bytes;
+    }
 };
 
 }  // namespace sparseattn::testing

@@ -5,6 +5,7 @@
 
 #include "sparseattn/model/parameter_table.hpp"
 #include "sparseattn/train/memory_plan.hpp"
+#include "support/kokkos_tools.hpp"
 #include "train/training_case.hpp"
 
 namespace sparseattn {
@@ -21,11 +22,12 @@ double resident(const std::string& key) {
     return 0;
 }
 
-class MemoryPlans : public testing::Test, public TrainingCase {};
+class MemoryPlans : public ::testing::Test, public TrainingCase {};
 
 // A step of a run that shares each pack among all ranks (under mpirun), or of one rank. The only test of its program
 // that computes: the peak is the process'.
-TEST_F(MemoryPlans, AreWithinATenthOfTheResidentMemory) {
+TEST_F(MemoryPlans, AreWithinATenthOfTheMemoryTaken) {
+    using Mem = Kokkos::DefaultExecutionSpace::memory_space;
     TrainOptions options = small_run();
     options.model.hidden_size = 256;
     options.model.num_hidden_layers = 4;
@@ -38,11 +40,17 @@ TEST_F(MemoryPlans, AreWithinATenthOfTheResidentMemory) {
     ranks.all_reduce_sum(first_words.data(), static_cast<std::int64_t>(first_words.size()));
     const double before = resident("VmRSS");
     ASSERT_GT(before, 0);
+    const testing::KokkosPeak<Mem> peak;
     (void)trainer(options, "run")->step();
     const double grown = resident("VmHWM") - before;
     const auto planned = static_cast<double>(train_memory_plan(options, ranks.size()).total());
-    RecordProperty("grown_over_planned", std::to_string(grown / planned));
-    EXPECT_NEAR(grown / planned, 1.0, 0.1) << "planned " << planned << ", grown " << grown;
+    const auto taken = static_cast<double>(peak.bytes());
+    RecordProperty("taken_over_planned", std::to_string(taken / planned));
+    EXPECT_NEAR(taken / planned, 1.0, 0.1) << "planned " << planned << ", taken " << taken;
+    if (std::is_same_v<Mem, Kokkos::HostSpace>) {  // elsewhere the process' own memory holds little of the run
+        RecordProperty("grown_over_planned", std::to_string(grown / planned));
+        EXPECT_NEAR(grown / planned, 1.0, 0.1) << "planned " << planned << ", grown " << grown;
+    }
     EXPECT_GT(planned, 60e6);
 }
 
