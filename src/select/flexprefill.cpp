@@ -9,6 +9,7 @@
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/select/detail/cut.hpp"
+#include "sparseattn/select/detail/long_rows.hpp"
 #include "sparseattn/select/detail/mask.hpp"
 #include "sparseattn/select/detail/profile.hpp"
 #include "sparseattn/select/detail/row_softmax.hpp"
@@ -251,9 +252,9 @@ void select_group(const Exec& exec, const HeadsView<const T, typename Exec::memo
     }
     const int most = options.max_budget ? std::min(blocks, ceil_div(*options.max_budget, options.block)) : blocks;
     const int least = std::min(most, ceil_div(options.min_budget, options.block));
-    Kokkos::parallel_for("SparseAttn::flexprefill.decide", Policy(exec, count, Kokkos::AUTO),
-                         DecideHeads<Mem>{shape, tail, options.gamma, options.tau, least, most, vertical, slash,
-                                          column_mass, distance_mass, b.pooled, b.kept});
+    detail::for_long_rows("SparseAttn::flexprefill.decide", exec, count,
+                          DecideHeads<Mem>{shape, tail, options.gamma, options.tau, least, most, vertical, slash,
+                                           column_mass, distance_mass, b.pooled, b.kept});
     for (int m = 0; m < count; ++m) {
         Kokkos::parallel_for(
             "SparseAttn::flexprefill.visit", Policy(exec, rows, Kokkos::AUTO),

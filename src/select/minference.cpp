@@ -11,6 +11,7 @@
 #include "sparseattn/layout/combine.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/select/detail/cut.hpp"
+#include "sparseattn/select/detail/long_rows.hpp"
 #include "sparseattn/select/detail/mask.hpp"
 #include "sparseattn/select/detail/profile.hpp"
 #include "sparseattn/select/detail/slab.hpp"
@@ -231,9 +232,9 @@ void visit_profiles(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, co
     }
     detail::put_values(exec, "SparseAttn::minference.sizes", wanted, b.sizes.data());
     detail::put_values(exec, "SparseAttn::minference.lists", members, b.lists.data());
-    Kokkos::parallel_for("SparseAttn::minference.keep", Policy(exec, count, Kokkos::AUTO),
-                         KeepLargest<Mem>{n, sequence, in.sequences.count(), vertical, slash, b.sizes, b.lists, before,
-                                          b.columns, b.column_count});
+    detail::for_long_rows("SparseAttn::minference.keep", exec, count,
+                          KeepLargest<Mem>{n, sequence, in.sequences.count(), vertical, slash, b.sizes, b.lists, before,
+                                           b.columns, b.column_count});
     for (int m = 0; m < count; ++m) {
         Kokkos::parallel_for(
             "SparseAttn::minference.visit_distances", Policy(exec, shape.rows(), Kokkos::AUTO),

@@ -45,6 +45,17 @@ struct MeanBlocks {
         const std::int32_t end = begin + block < range.tokens ? begin + block : range.tokens;
         const float factor = scale / static_cast<float>(end - begin);
         float* sum = &out(J, 0);
+        if constexpr (!Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible) {
+            // The sums of the host's loop in registers, so that the loads of many tokens are under way at once.
+            const std::int64_t stride = static_cast<std::int64_t>(x.stride(0));
+            const T* first = &x(range.first + begin, range.head, 0);
+            Kokkos::parallel_for(Kokkos::TeamVectorRange(team, head_dim), [=](std::int32_t c) {
+                float total = 0;
+                for (std::int32_t t = 0; t < end - begin; ++t) total += static_cast<float>(first[t * stride + c]);
+                sum[c] = total * factor;
+            });
+            return;
+        }
         Kokkos::parallel_for(Kokkos::TeamVectorRange(team, head_dim), [=](std::int32_t c) { sum[c] = 0; });
         // Each lane keeps its own channels through all tokens, so that no barrier is needed in between.
         for (std::int32_t t = begin; t < end; ++t) {

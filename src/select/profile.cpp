@@ -5,6 +5,7 @@
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/select/detail/long_rows.hpp"
 #include "sparseattn/select/detail/row_softmax.hpp"
 
 namespace sparseattn::detail {
@@ -63,8 +64,7 @@ void tail_profile(const Exec& exec, const HeadsView<const T, typename Exec::memo
     gemm<Exec, float>(exec, Op::none, Op::transpose,
                       static_cast<float>(1 / std::sqrt(static_cast<double>(keys.extent(1)))), queries, keys, 0.0F,
                       scores);
-    Kokkos::parallel_for("SparseAttn::tail_profile.softmax", Kokkos::TeamPolicy<Exec>(exec, rows, Kokkos::AUTO),
-                         TailSoftmax<Mem>{scores});
+    for_long_rows("SparseAttn::tail_profile.softmax", exec, rows, TailSoftmax<Mem>{scores});
     constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
     constexpr int width = on_host ? 16 : 1;
     const int items = (static_cast<int>(keys.extent(0)) + width - 1) / width;
