@@ -87,7 +87,8 @@ done
 # Out of memory on one rank: its limit is below what the model takes. CUDA's
 # libraries alone take more address space than that limit, and device memory has none of its own for one process.
 if ! "$train" --config | grep -q "default space Cuda"; then
-    large="model.hidden_size=1024 model.intermediate_size=8192 train.batch_size=2"
+    # Patient: on a busy machine the other rank takes longer to fill its larger model.
+    large="run.patience=60 model.hidden_size=1024 model.intermediate_size=8192 train.batch_size=2"
     # shellcheck disable=SC2016,SC2086
     {
         $mpirun -n 1 "$train" -i deck.toml -d memory $large : \
