@@ -20,15 +20,19 @@ Workspace<Mem>::Frame::Frame(Workspace& workspace)
 
 template <class Mem>
 Workspace<Mem>::Frame::~Frame() {
+    // Several chunks mean that the pool grew during this outermost frame: one of the whole size replaces them, now, so
+    // that the next call already finds it.
+    if (--workspace_.frames_ == 0 && workspace_.chunks_.size() > 1) {
+        workspace_.wanted_ = workspace_.capacity();
+        workspace_.chunks_.clear();
+        workspace_.chunk_ = 0;
+        try {
+            workspace_.take_bytes(0);
+        } catch (...) {  // a destructor says nothing: the next take asks again
+        }
+    }
     workspace_.chunk_ = chunk_;
     workspace_.used_ = used_;
-    // Several chunks mean that the pool grew during this outermost frame: keep one of the whole size from now on. The
-    // new chunk is made on the next take, so that a destructor never allocates.
-    if (--workspace_.frames_ == 0 && workspace_.chunks_.size() > 1) {
-        const std::size_t total = workspace_.capacity();
-        workspace_.chunks_.clear();
-        workspace_.wanted_ = total;
-    }
 }
 
 template <class Mem>

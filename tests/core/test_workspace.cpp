@@ -38,7 +38,6 @@ TEST(Workspace, StopsGrowingAfterTheFirstUse) {
         EXPECT_EQ(a(999), 1.0F);
     };
     use();
-    use();
     const std::size_t settled = workspace.capacity();
     const auto first = [&] {
         HostWorkspace::Frame frame(workspace);
