@@ -5,6 +5,7 @@
 
 #include "model/problem.hpp"
 #include "sparseattn/core/error.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/model/capture_attention.hpp"
 #include "sparseattn/model/selected_attention.hpp"
 #include "support/kokkos_tools.hpp"
@@ -261,6 +262,16 @@ TEST(LossAndLogits, LogitsAreThoseOfTheLoss) {
     refused({1, 2}, 2, "logits.extent(1)");
 }
 
+/// The elements of a strided array of any memory, row-major.
+std::vector<float> values_of(const HeadsView<const float, Exec::memory_space>& heads) {
+    const std::size_t rows = heads.extent(1), columns = heads.extent(2);
+    const Array1<float, Exec::memory_space> flat("values", heads.size());
+    Kokkos::parallel_for(
+        Kokkos::RangePolicy<Exec>(0, heads.size()),
+        KOKKOS_LAMBDA(std::size_t i) { flat(i) = heads(i / columns / rows, i / columns % rows, i % columns); });
+    return detail::to_host(Exec(), flat);
+}
+
 TEST(CaptureAttention, WritesWhatTheLayersReadAndChangesNothing) {
     const ModelConfig config = float_config(3);
     const auto batch = random_batch(config, {0, 70, 200}, 81);
@@ -270,16 +281,8 @@ TEST(CaptureAttention, WritesWhatTheLayersReadAndChangesNothing) {
     Decoder<Exec, float> decoder(Exec(), config);
     SelectedAttention<Exec, float> full(selectors(3, "full:block=64"));
     std::vector<std::vector<float>> queries, outputs;
-    full.observe([&](const SelectedLayer<Exec, float>& layer) {
-        std::vector<float> flat;
-        const auto& query = layer.inputs.heads.query;
-        for (std::size_t t = 0; t < query.extent(0); ++t) {
-            for (std::size_t h = 0; h < query.extent(1); ++h) {
-                for (std::size_t c = 0; c < query.extent(2); ++c) flat.push_back(query(t, h, c));
-            }
-        }
-        queries.push_back(flat);
-    });
+    full.observe(
+        [&](const SelectedLayer<Exec, float>& layer) { queries.push_back(values_of(layer.inputs.heads.query)); });
     CaptureAttention<Exec, float> capture(full, {0, 2}, file);
     EXPECT_EQ(decoder.loss(batch, capture, parameters.flat()), decoder.loss(batch, full, parameters.flat()));
     EXPECT_FALSE(std::filesystem::exists(file));
