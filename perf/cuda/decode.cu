@@ -2,6 +2,7 @@
 /// Decode: one new query per sequence against its keys. The floor is one read of the kept keys and values.
 
 #include "perf/cuda/shapes.cuh"
+#include "tests/cuda/reference.cuh"
 
 namespace sparseattn::cuda::bench {
 namespace {

@@ -2,6 +2,7 @@
 /// Forward calls: dense (the list of all blocks) and block-sparse. Work is 4 d per kept (query, key) pair and head.
 
 #include "perf/cuda/shapes.cuh"
+#include "tests/cuda/reference.cuh"
 
 namespace sparseattn::cuda::bench {
 namespace {

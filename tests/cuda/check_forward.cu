@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "tests/cuda/cases.cuh"
+#include "tests/cuda/reference.cuh"
 
 using namespace sparseattn::cuda;
 using namespace sparseattn::cuda::testing;

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "tests/cuda/problem.cuh"
+#include "tests/cuda/reference.cuh"
 
 namespace sparseattn::cuda::testing {
 
