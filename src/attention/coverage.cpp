@@ -84,6 +84,14 @@ void print_cuda(std::ostream& out) {
 
 }  // namespace
 
+std::int64_t detail::kernel_workspace_bytes([[maybe_unused]] const PackShape& pack) {
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    return cuda_workspace_bytes(pack);
+#else
+    return 0;
+#endif
+}
+
 std::string attention_coverage() {
     std::ostringstream out;
     Cells heads;

@@ -1,4 +1,6 @@
 // Asks the door of the CUDA kernels which of them would serve a case on this device.
+#include <algorithm>
+
 #include "cuda/attention.hpp"
 #include "sparseattn/attention/detail/coverage.hpp"
 
@@ -64,6 +66,41 @@ std::string cuda_kernel(const KernelCase& c, const char** why) {
             break;
     }
     return "generic";
+}
+
+std::int64_t cuda_workspace_bytes(const PackShape& pack) {
+    std::size_t most = 0;
+    for (const int block : {64, 128}) {
+        cuda::Problem problem;
+        problem.query_heads = pack.query_heads;
+        problem.key_heads = pack.key_heads;
+        problem.head_dim = pack.head_dim;
+        problem.scale = 1;
+        problem.batch.sequences = 1;
+        problem.batch.queries = problem.batch.keys = static_cast<int>(pack.tokens);
+        problem.layout.block = block;
+        // some blocks more than of one document
+        problem.layout.rows = problem.layout.key_blocks = static_cast<int>(pack.tokens / block) + 16;
+        problem.layout.lists = pack.query_heads;
+        const auto take = [&](auto params, const auto& bytes) {
+            static constexpr float gate = 0;  // not read
+            static_cast<cuda::Problem&>(params) = problem;
+            if constexpr (requires { params.sparse; }) {
+                params.sparse = problem.layout;
+                params.gate = &gate;
+            }
+            most = std::max(most, bytes(params));
+        };
+        if (pack.gated) {
+            take(cuda::GatedForwardParams(), [](const auto& p) { return cuda::gated_forward_workspace(p); });
+            if (pack.training)
+                take(cuda::GatedBackwardParams(), [](const auto& p) { return cuda::gated_backward_workspace(p); });
+        } else {
+            take(cuda::ForwardParams(), [](const auto& p) { return cuda::forward_workspace(p); });
+            if (pack.training) take(cuda::BackwardParams(), [](const auto& p) { return cuda::backward_workspace(p); });
+        }
+    }
+    return static_cast<std::int64_t>(most);
 }
 
 }  // namespace sparseattn::detail

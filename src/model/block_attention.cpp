@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "sparseattn/attention/detail/coverage.hpp"
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/model/detail/cutter.hpp"
 #include "sparseattn/model/detail/gates.hpp"
@@ -33,7 +34,15 @@ std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, b
         const std::int64_t floats = pass.training ? std::max(forward, backward) : forward;
         return static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * floats + lists;
     } else {
-        return pass.training ? static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * scalars + slack : slack;
+        const std::int64_t generic =
+            pass.training ? static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * scalars + slack : slack;
+        if constexpr (std::is_same_v<T, bf16>) {
+            const std::int64_t kernels =
+                detail::kernel_workspace_bytes({pass.tokens, config.num_attention_heads, config.num_key_value_heads,
+                                                config.head_dim, gated, pass.training});
+            return std::max(generic, kernels + slack);
+        }
+        return generic;
     }
 }
 
