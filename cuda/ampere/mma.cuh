@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cuda/shared.cuh"
+
 namespace sparseattn::cuda::ampere {
 
 inline constexpr unsigned all_lanes = 0xffffffffu;
@@ -59,19 +61,6 @@ __device__ __forceinline__ void multiply_add(float* c, const std::uint32_t (&a)[
         "%2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-/// Two floats as packed bf16, `low` in the lower half.
-__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
-    std::uint32_t packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}
-/// 2^x, relative error 2^-22; 0 for -inf.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 }  // namespace sparseattn::cuda::ampere

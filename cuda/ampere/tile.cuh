@@ -4,6 +4,7 @@
 
 #include "cuda/ampere/mma.cuh"
 #include "cuda/attention.hpp"
+#include "cuda/shared.cuh"
 
 namespace sparseattn::cuda::ampere {
 
@@ -173,18 +174,6 @@ __device__ __forceinline__ void gather_tile(std::uint32_t tile, const Heads& arr
         copy.copy_row(row, copy.data + from * copy.stride, valid);
     }
 }
-
-/// The sequence that a row or key block lies in.
-struct SequenceSpan {
-    int query_begin, queries, key_begin, keys;
-
-    __device__ __forceinline__ SequenceSpan(const Batch& batch, int sequence) {
-        query_begin = batch.query_offsets[sequence];
-        queries = batch.query_offsets[sequence + 1] - query_begin;
-        key_begin = batch.key_offsets[sequence];
-        keys = batch.key_offsets[sequence + 1] - key_begin;
-    }
-};
 
 /// Writes a warp's sums times `factor` as bf16: its rows are [first, first + 16) of the block's tile, row 0 is token
 /// `token`, and rows from `valid` on are not written.

@@ -6,20 +6,9 @@
 #include "cuda/hopper/ptx.cuh"
 #include "cuda/hopper/token_rule.cuh"
 #include "cuda/hopper/wgmma.cuh"
+#include "cuda/shared.cuh"
 
 namespace sparseattn::cuda::hopper {
-
-/// The sequence that a row or key block lies in.
-struct SequenceSpan {
-    int query_begin, queries, key_begin, keys;
-
-    __device__ __forceinline__ SequenceSpan(const Batch& batch, int sequence) {
-        query_begin = batch.query_offsets[sequence];
-        queries = batch.query_offsets[sequence + 1] - query_begin;
-        key_begin = batch.key_offsets[sequence];
-        keys = batch.key_offsets[sequence + 1] - key_begin;
-    }
-};
 
 /// Reads a list by a whole warp, 32 entries at a time and 32 ahead. Entries must be asked for in order from 0.
 class ListWalk {

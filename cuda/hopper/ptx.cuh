@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cuda/shared.cuh"
+
 namespace sparseattn::cuda::hopper {
 
 // --- Addresses, lanes -------------------------------------------------------------------------------------------
@@ -199,19 +201,6 @@ __device__ __forceinline__ void give_registers() {
 template <int Registers>
 __device__ __forceinline__ void take_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
-}
-
-/// Two floats as packed bf16, `low` in the lower half.
-__device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
-    std::uint32_t packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
-}
-/// 2^x, relative error 2^-22; 0 for -inf.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 /// Exchanges a 4 x 4 matrix held by a quad of lanes (row: lane, column: register) for its transpose.
