@@ -3,7 +3,7 @@
 /// What happens to the scores of 16 queries: token masks and the online softmax.
 
 #include "cuda/ampere/mma.cuh"
-#include "cuda/hopper/token_rule.cuh"
+#include "cuda/token_rule.cuh"
 
 namespace sparseattn::cuda::ampere {
 

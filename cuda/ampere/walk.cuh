@@ -5,7 +5,7 @@
 
 #include "cuda/ampere/backward_args.hpp"
 #include "cuda/ampere/tile.cuh"
-#include "cuda/hopper/token_rule.cuh"
+#include "cuda/token_rule.cuh"
 
 namespace sparseattn::cuda::ampere {
 

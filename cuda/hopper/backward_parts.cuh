@@ -4,9 +4,9 @@
 
 #include "cuda/hopper/backward_lists.cuh"
 #include "cuda/hopper/ptx.cuh"
-#include "cuda/hopper/token_rule.cuh"
 #include "cuda/hopper/wgmma.cuh"
 #include "cuda/shared.cuh"
+#include "cuda/token_rule.cuh"
 
 namespace sparseattn::cuda::hopper {
 

@@ -6,8 +6,8 @@
 /// query buffers and ring of key and value tiles, so that teams never wait for each other.
 
 #include "cuda/hopper/forward_args.hpp"
-#include "cuda/hopper/token_rule.cuh"
 #include "cuda/hopper/wgmma.cuh"
+#include "cuda/token_rule.cuh"
 
 namespace sparseattn::cuda::hopper {
 

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "cuda/attention.hpp"
-#include "cuda/hopper/token_rule.cuh"
+#include "cuda/token_rule.cuh"
 
 namespace sparseattn::cuda::testing {
 

@@ -2,7 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/hopper/token_rule.cuh"
+#include "cuda/token_rule.cuh"
 #include "sparseattn/layout/token_rule.hpp"
 
 namespace {
