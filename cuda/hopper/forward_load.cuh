@@ -152,7 +152,7 @@ __device__ __forceinline__ void schedule_tiles_of(Source& source, TeamControl<Sh
     while (more) {
         const Tile tile = find_tile<Shape>(source.args, source);
         source.next(tile.last);
-        barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
+        barrier_wait<500>(&control.tile_empty[slot.stage], slot.phase ^ 1);  // some tiles ahead
         if (source.lane == 0) {
             control.tiles[slot.stage] = tile;
             barrier_arrive(&control.tile_full[slot.stage]);
