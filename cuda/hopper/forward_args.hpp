@@ -87,7 +87,7 @@ struct ForwardArgs {
 /// The same for lists that may be cut: fills `items` and `merges`. At most `most_planned_tiles` query blocks x units.
 inline constexpr int most_planned_tiles = 2048;
 inline constexpr int most_team_planned_tiles = 32;  // of groups, planned without a kernel: a warp's lanes
-inline constexpr int most_waves = 4;  // pieces of cut lists, in units of the teams of the device
+inline constexpr int most_waves = 4;                // pieces of cut lists, in units of the teams of the device
 [[nodiscard]] cudaError_t launch_plan(const ForwardArgs& args, cudaStream_t stream);
 /// Adds up partial results, weighted by exp(lse), in the order of their lists.
 [[nodiscard]] cudaError_t launch_merge(const ForwardArgs& args, int grid, cudaStream_t stream);

@@ -8,7 +8,7 @@ namespace sparseattn::cuda::hopper {
 
 /// One warpgroup's part of a tile. Kept in registers while products run; the rest is looked up when it is wanted.
 struct Rows64 {
-    const Tile& tile;
+    const Tile* tile;
     int steps;
     SeenKeys common;      // by all rows
     std::uint64_t query;  // operand
@@ -176,9 +176,12 @@ __device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::ui
 }
 template <class Shape>
 __device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
-                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value) {
+                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value,
+                                              bool accumulate) {
 #pragma unroll
-    for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
+    for (int k = 0; k < Shape::keys / 16; ++k) {
+        product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), k > 0 || accumulate);
+    }
 }
 
 /// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
@@ -226,7 +229,7 @@ struct Consumer {
     __device__ __forceinline__ Rows64 rows_of(int count, int steps) const {
         const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
         const int first = tile.first + (Shape::paired && !folded() ? half * 64 : 0);
-        return {tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
+        return {&tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
                 query_at(count), &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
     }
     __device__ __forceinline__ bool folded() const { return Shape::paired && args.schedule.heads_per_unit == 2; }
@@ -240,9 +243,10 @@ struct Consumer {
     static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
         return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
     }
+    template <bool First>
     __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
         const auto keys_of = [&](int row_half) {
-            const Tile& tile = rows.tile;
+            const Tile& tile = *rows.tile;
             const RowPlace place = row_place<Shape>(args, half, first_row() + 8 * row_half);
             const int query = tile.first + place.query;
             if constexpr (Shape::group) {
@@ -253,8 +257,8 @@ struct Consumer {
             }
         };
         own_keys = Shape::keys;
-        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
-        raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
+        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, *rows.tile, where, lane);
+        raised = online_softmax<First>(s, state, args.scale_log2, unscale, shrink);
     }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
     __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
@@ -262,17 +266,29 @@ struct Consumer {
         barrier_wait(&control.full[values.stage], values.phase);
         clear_rows<Shape>(data.ring[values.stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
+    /// What the first scores of a tile need, looked for ahead of the turn: waiting costs some 40 cycles each even for
+    /// what is there.
+    struct Arrived {
+        bool tile, query, keys;
+    };
+    __device__ __forceinline__ Arrived arrived(int count, const Ring<Shape::stages>& keys) const {
+        const auto slot = Ring<Shape::tile_slots>::at(count);
+        const auto query = Ring<Shape::query_stages>::at(count);
+        return {barrier_test(&control.tile_full[slot.stage], slot.phase),
+                barrier_test(&control.query_full[query.stage], query.phase),
+                barrier_test(&control.full[keys.stage], keys.phase)};
+    }
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
     /// branch.
-    __device__ __forceinline__ int begin_tile(int count) {
+    __device__ __forceinline__ int begin_tile(int count, const Arrived& here) {
         const auto slot = Ring<Shape::tile_slots>::at(count);
         const auto query = Ring<Shape::query_stages>::at(count);
-        barrier_wait(&control.tile_full[slot.stage], slot.phase);
+        if (!here.tile) barrier_wait(&control.tile_full[slot.stage], slot.phase);
         const int steps = control.tiles[slot.stage].steps;
         if (steps > 0) {
-            barrier_wait(&control.query_full[query.stage], query.phase);
-            barrier_wait(&control.full[ring.stage], ring.phase);
+            if (!here.query) barrier_wait(&control.query_full[query.stage], query.phase);
+            if (!here.keys) barrier_wait(&control.full[ring.stage], ring.phase);
         }
         std::uint64_t key = operand(data.ring[ring.stage]);
         asm volatile("" : "+l"(key));  // as in query_at
@@ -292,9 +308,7 @@ struct Consumer {
         release(&control.empty[ring.stage]);
         ring.next();
         if (rows.steps == 1) release(rows.query_empty);
-#pragma unroll
-        for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
-        mask_and_exponentiate(rows, where, unmasked);
+        mask_and_exponentiate<true>(rows, where, unmasked);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
     __device__ __forceinline__ void next_step(const Rows64& rows, int n) {
@@ -315,7 +329,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
-        value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
+        value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel), n > 1);
         product_commit();
         values.next();
         ring = values;
@@ -326,7 +340,7 @@ struct Consumer {
         pin(s);
         release(&control.empty[key_stage]);
         if (n + 1 == rows.steps) release(rows.query_empty);
-        mask_and_exponentiate(rows, where, unmasked);
+        mask_and_exponentiate<false>(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
         product_wait<0>();
@@ -335,10 +349,13 @@ struct Consumer {
         release(&control.empty[value_stage]);
         if (__builtin_expect(raised, 0)) rescale(o, shrink);
     }
-    /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile's steps.
-    __device__ __forceinline__ int finish(const Rows64& rows, int count) {
+    /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile.
+    __device__ __forceinline__ Rows64 finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
+        Ring<Shape::stages> next_keys = ring;
+        next_keys.next();
         const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
+        const Arrived here = arrived(count + 1, next_keys);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(ring);
@@ -346,29 +363,29 @@ struct Consumer {
         pin(p);
         pin(o);
         product_fence();
-        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel));
+        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel), rows.steps > 1);
         product_commit();
-        ring.next();
-        const int next_steps = begin_tile(count + 1);
+        ring = next_keys;
+        const int next_steps = begin_tile(count + 1, here);
         turns.end();
+        const Rows64 next = rows_of(count + 1, next_steps);
         product_wait<1>();
         pin(o);
         pin(p);
         release(&control.empty[last_stage]);
-        if (rows.tile.slot < 0)
-            store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
+        if (rows.tile->slot < 0)
+            store_rows<Shape>(args, *rows.tile, half, o, state, first_row(), lane);
         else
-            store_piece<Shape>(args, rows.tile, half, o, state, first_row(), lane);
+            store_piece<Shape>(args, *rows.tile, half, o, state, first_row(), lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
-        return next_steps;
+        return next;
     }
     __device__ __forceinline__ void run() {
-        int steps = begin_tile(0);
-        for (int count = 0; steps >= 0; ++count) {
-            const Rows64 rows = rows_of(count, steps);
+        Rows64 rows = rows_of(0, begin_tile(0, {false, false, false}));
+        for (int count = 0; rows.steps >= 0; ++count) {
             first_step(rows);
-            for (int n = 1; n < steps; ++n) next_step(rows, n);
-            steps = finish(rows, count);
+            for (int n = 1; n < rows.steps; ++n) next_step(rows, n);
+            rows = finish(rows, count);
         }
         product_wait<0>();
     }

@@ -38,7 +38,8 @@ __device__ void measure(const ForwardArgs& args, int tiles, PlanStorage& shared)
         }
         const int longest = __reduce_max_sync(0xffffffffu, length.steps);
         const int passes = __reduce_add_sync(0xffffffffu, length.passes);
-        const auto steps = warp_sum(static_cast<unsigned long long>(length.steps) * static_cast<unsigned>(length.passes));
+        const auto steps =
+            warp_sum(static_cast<unsigned long long>(length.steps) * static_cast<unsigned>(length.passes));
         if (threadIdx.x % 32 == 0 && passes > 0) {
             atomicMax(&shared.all.longest, longest);
             atomicAdd(&shared.all.passes, passes);

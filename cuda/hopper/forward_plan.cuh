@@ -135,7 +135,8 @@ struct TeamPlan {
         ListPiece piece{};
         if (lane == tile) {
             const StepRange range = piece_steps(steps, pieces, i % pieces);
-            piece = {tile * args.schedule.parts + i / pieces, range.begin, range.steps, pieces > 1 ? first_slot + i : -1};
+            piece = {tile * args.schedule.parts + i / pieces, range.begin, range.steps,
+                     pieces > 1 ? first_slot + i : -1};
         }
         return {__shfl_sync(0xffffffffu, piece.place, tile), __shfl_sync(0xffffffffu, piece.begin, tile),
                 __shfl_sync(0xffffffffu, piece.steps, tile), __shfl_sync(0xffffffffu, piece.slot, tile)};
