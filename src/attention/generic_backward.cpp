@@ -60,7 +60,7 @@ void launch_delta(const Exec& exec, const BackwardProblem<T, typename Exec::memo
     using Kernel = DeltaKernel<T, typename Exec::memory_space>;
     const Kernel kernel{problem, static_cast<std::int64_t>(queries) * problem.heads};
     if (kernel.items == 0) return;
-    if constexpr (on_host<Exec>) {
+    if constexpr (on_cpu<Exec>) {
         using Rows = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
         Kokkos::parallel_for("SparseAttn::generic_delta", Rows(exec, 0, kernel.items), kernel);
     } else {
@@ -328,7 +328,7 @@ void launch_backward(const Exec& exec, BackwardProblem<T, typename Exec::memory_
         problem.delta[b] = frame.template take<float>(queries, problem.heads);
     }
     launch_delta<Exec, T>(exec, problem, queries);
-    if constexpr (on_host<Exec>) {
+    if constexpr (on_cpu<Exec>) {
         launch_tiles<Exec, T>(exec, problem, sequences, transposes);
     } else {
         device::launch_queries(exec, problem);
@@ -336,7 +336,7 @@ void launch_backward(const Exec& exec, BackwardProblem<T, typename Exec::memory_
     }
     if (problem.gated()) {
         Kokkos::parallel_for("SparseAttn::generic_gate_gradient",
-                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, on_host<Exec> ? 1 : 128),
+                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, on_cpu<Exec> ? 1 : 128),
                              GateKernel<Exec, T>{problem, queries, dgate});
     }
 }

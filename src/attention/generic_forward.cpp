@@ -190,7 +190,7 @@ struct ForwardKernel {
 template <class Exec, class T>
 void launch_forward(const Exec& exec, ForwardProblem<T, typename Exec::memory_space> problem,
                     const Sequences<typename Exec::memory_space>& sequences) {
-    if constexpr (!on_host<Exec>) {
+    if constexpr (!on_cpu<Exec>) {
         device::launch_forward(exec, problem);
     } else {
         problem.shape = fit_tile({64, 64}, sequences);

@@ -12,6 +12,9 @@ namespace sparseattn::detail {
 namespace {
 
 template <class Exec>
+constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
+
+template <class Exec>
 using Range = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
 
 // c <- beta c, for products without terms.

@@ -34,12 +34,6 @@ int device_number([[maybe_unused]] const Exec& exec) {
     return -1;
 }
 
-namespace detail {
-/// Whether an execution space works on memory of the host.
-template <class Exec>
-inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-}  // namespace detail
-
 /// Elementary functions callable on host and device in every supported Kokkos (its own math namespace starts at 3.7).
 namespace math {
 #if KOKKOS_VERSION >= 30700

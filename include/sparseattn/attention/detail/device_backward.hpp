@@ -37,34 +37,37 @@ struct TileBranches {
     }
 };
 
-/// Key j of 4 neighbouring queries from position `first` on: S becomes P, dP becomes dS, weighted over the branches.
+/// Which branches list a key of a tile.
+struct Listed {
+    bool outer, inner;
+};
 template <class Mem, class T>
+KOKKOS_INLINE_FUNCTION Listed listed(const BackwardProblem<T, Mem>& problem, const HeadWork& work,
+                                     const TileBranches<Mem>& branches, const TokenTile& keys, int r) {
+    if (r >= keys.count) return {false, false};
+    const std::int32_t j = keys.position(r);
+    return {branches.outer.lists(problem.branch[work.outer], j),
+            branches.inner.share != Share::none && branches.inner.lists(problem.branch[work.inner], j)};
+}
+
+/// A key and 4 neighbouring queries from position `first` on: S becomes P, dP becomes dS, weighted over the branches.
 struct PairTerms {
-    const BackwardProblem<T, Mem>& problem;
-    const HeadWork& work;
-    const TileBranches<Mem>& branches;
-    int in;  // the inner branch, or the outer one where there is none
     BranchLanes<4> outer, inner;
 
-    KOKKOS_INLINE_FUNCTION PairTerms(const BackwardProblem<T, Mem>& problem_, const HeadWork& work_,
-                                     const TileBranches<Mem>& branches_, const RowTerms& terms, std::int32_t first,
-                                     int at)
-        : problem(problem_),
-          work(work_),
-          branches(branches_),
-          in(work_.inner < 0 ? work_.outer : work_.inner),
-          outer{LaneRule<4>(branches_.outer, first), work_.outer_weight, terms.lse[work_.outer] + at,
-                terms.delta[work_.outer] + at},
-          inner{LaneRule<4>(branches_.inner, first), work_.inner_weight, terms.lse[in] + at, terms.delta[in] + at} {}
-    KOKKOS_INLINE_FUNCTION void differentiate(bool present, std::int32_t j, float (&score)[4],
+    template <class Mem>
+    KOKKOS_INLINE_FUNCTION PairTerms(const HeadWork& work, const TileBranches<Mem>& branches, const RowTerms& terms,
+                                     std::int32_t first, int at)
+        : outer{LaneRule<4>(branches.outer, first), work.outer_weight, terms.lse[work.outer] + at,
+                terms.delta[work.outer] + at},
+          inner{LaneRule<4>(branches.inner, first), work.inner_weight, terms.lse[1 - work.outer] + at,
+                terms.delta[1 - work.outer] + at} {}
+    KOKKOS_INLINE_FUNCTION void differentiate(const Listed& in, std::int32_t j, float scale, float (&score)[4],
                                               float (&gradient)[4]) const {
         float p[4] = {}, ds[4] = {};
-        const bool listed = present && branches.outer.lists(problem.branch[work.outer], j);
-        outer.add(score, gradient, j, listed, p, ds);
-        if (branches.inner.share != Share::none) {
-            const bool inside = present && branches.inner.lists(problem.branch[in], j);
-            inner.add(score, gradient, j, inside, p, ds);
-        }
+        SPARSEATTN_UNROLL
+        for (int n = 0; n < 4; ++n) score[n] *= scale;
+        outer.add(score, gradient, j, in.outer, p, ds);
+        if (in.inner) inner.add(score, gradient, j, true, p, ds);
         SPARSEATTN_UNROLL
         for (int n = 0; n < 4; ++n) {
             score[n] = p[n];
@@ -74,8 +77,9 @@ struct PairTerms {
 };
 
 /// The same where the whole tile takes part in one branch.
-KOKKOS_INLINE_FUNCTION void differentiate_whole(float weight, float lse, float delta, float& score, float& gradient) {
-    score = weight * tile_exp(score - lse);
+KOKKOS_INLINE_FUNCTION void differentiate_whole(float scale, float weight, float lse, float delta, float& score,
+                                                float& gradient) {
+    score = weight * tile_exp(score * scale - lse);
     gradient = score * (gradient - delta);
 }
 
@@ -128,10 +132,10 @@ struct QueryKernel {
         const RowTerms terms(panel + Tile::panel_floats, Tile::side);
         const int rank = team.team_rank(), kv = part.head / problem.group;
         const HeadWork work = problem.work(part.head);
-        const auto queries = head_rows(problem.inputs.query, part.head, problem.scale);
-        const auto douts = head_rows(problem.dout, part.head, 1.0F);
-        const auto key_rows = head_rows(problem.inputs.key, kv, 1.0F);
-        const auto value_rows = head_rows(problem.inputs.value, kv, 1.0F);
+        const auto queries = head_rows(problem.inputs.query, part.head);
+        const auto douts = head_rows(problem.dout, part.head);
+        const auto key_rows = head_rows(problem.inputs.key, kv);
+        const auto value_rows = head_rows(problem.inputs.value, kv);
         const Place at = place<Tile::side / rows>(rank);
         load_row_terms(rank, Tile::side, problem, terms, work, part.head, part.queries);
         float sums[Tile::sum_rows][Tile::sum_columns];
@@ -163,12 +167,20 @@ struct QueryKernel {
             for (int m = 0; m < rows; ++m) {
                 SPARSEATTN_UNROLL
                 for (int n = 0; n < columns; ++n) {
-                    differentiate_whole(work.outer_weight, lse.x[m], delta.x[m], score[m][n], gradient[m][n]);
+                    differentiate_whole(problem.scale, work.outer_weight, lse.x[m], delta.x[m], score[m][n],
+                                        gradient[m][n]);
                 }
             }
             return;
         }
-        const PairTerms<Mem, T> pairs(problem, work, branches, terms, part.queries.first + i, i);
+        unsigned outer = 0, inner = 0;  // of each column
+        SPARSEATTN_KEEP_LOOP
+        for (int n = 0; n < columns; ++n) {
+            const Listed in = listed(problem, work, branches, keys, score_column<Tile>(at, n));
+            outer |= static_cast<unsigned>(in.outer) << n;
+            inner |= static_cast<unsigned>(in.inner) << n;
+        }
+        const PairTerms pairs(work, branches, terms, part.queries.first + i, i);
         SPARSEATTN_UNROLL
         for (int n = 0; n < columns; ++n) {
             const int r = score_column<Tile>(at, n);
@@ -178,7 +190,8 @@ struct QueryKernel {
                 s[m] = score[m][n];
                 g[m] = gradient[m][n];
             }
-            pairs.differentiate(r < keys.count, r < keys.count ? keys.position(r) : 0, s, g);
+            pairs.differentiate({(outer >> n & 1) != 0, (inner >> n & 1) != 0}, r < keys.count ? keys.position(r) : 0,
+                                problem.scale, s, g);
             SPARSEATTN_UNROLL
             for (int m = 0; m < rows; ++m) gradient[m][n] = g[m];
         }
@@ -212,7 +225,7 @@ struct KeyKernel {
         for (int head = kv * problem.group; head < (kv + 1) * problem.group; ++head) {
             visit_head(team, memory, head, number, block.sequence, keys, dkeys, dvalues);
         }
-        store_sums<Tile>(team.team_rank(), problem.gradients.key, kv, keys, 1.0F, dkeys);
+        store_sums<Tile>(team.team_rank(), problem.gradients.key, kv, keys, problem.scale, dkeys);
         store_sums<Tile>(team.team_rank(), problem.gradients.value, kv, keys, 1.0F, dvalues);
     }
 
@@ -271,14 +284,14 @@ struct KeyKernel {
         float* const weights = memory + Tile::steps_floats;
         float* const gradients = weights + Tile::panel_floats;
         const RowTerms terms(gradients + Tile::panel_floats, Tile::side);
-        const auto query_rows = head_rows(problem.inputs.query, head, problem.scale);
-        const auto dout_rows = head_rows(problem.dout, head, 1.0F);
+        const auto query_rows = head_rows(problem.inputs.query, head);
+        const auto dout_rows = head_rows(problem.dout, head);
         const Place at = place<Tile::side / rows>(rank);
         float score[rows][columns], gradient[rows][columns];
-        scores<Tile>(team, memory, head_rows(problem.inputs.value, kv, 1.0F), keys, dout_rows, queries, gradient);
+        scores<Tile>(team, memory, head_rows(problem.inputs.value, kv), keys, dout_rows, queries, gradient);
         put<Tile>(gradients, at, gradient);  // out of the way of the other product
         load_row_terms(rank, Tile::side, problem, terms, work, head, queries);
-        scores<Tile>(team, memory, head_rows(problem.inputs.key, kv, 1.0F), keys, query_rows, queries, score);
+        scores<Tile>(team, memory, head_rows(problem.inputs.key, kv), keys, query_rows, queries, score);
         get<Tile>(gradients, at, gradient);
         differentiate(at, terms, work, queries, keys, branches, score, gradient);
         put<Tile>(weights, at, score);
@@ -290,6 +303,13 @@ struct KeyKernel {
                                               const TokenTile& queries, const TokenTile& keys,
                                               const TileBranches<Mem>& branches, float (&score)[rows][columns],
                                               float (&gradient)[rows][columns]) const {
+        unsigned outer = 0, inner = 0;  // of each row
+        SPARSEATTN_KEEP_LOOP
+        for (int m = 0; m < rows && !branches.whole(); ++m) {
+            const Listed in = listed(problem, work, branches, keys, score_row<Tile>(at, m));
+            outer |= static_cast<unsigned>(in.outer) << m;
+            inner |= static_cast<unsigned>(in.inner) << m;
+        }
         SPARSEATTN_UNROLL
         for (int part = 0; part < Tile::score_parts; ++part) {
             const int i = score_column<Tile>(at, 4 * part);
@@ -299,23 +319,23 @@ struct KeyKernel {
                 for (int m = 0; m < rows; ++m) {
                     SPARSEATTN_UNROLL
                     for (int n = 0; n < 4; ++n) {
-                        differentiate_whole(work.outer_weight, lse.x[n], delta.x[n], score[m][4 * part + n],
-                                            gradient[m][4 * part + n]);
+                        differentiate_whole(problem.scale, work.outer_weight, lse.x[n], delta.x[n],
+                                            score[m][4 * part + n], gradient[m][4 * part + n]);
                     }
                 }
                 continue;
             }
-            const PairTerms<Mem, T> pairs(problem, work, branches, terms, queries.first + i, i);
+            const PairTerms pairs(work, branches, terms, queries.first + i, i);
             SPARSEATTN_UNROLL
             for (int m = 0; m < rows; ++m) {
-                const int r = score_row<Tile>(at, m);
                 float s[4], g[4];
                 SPARSEATTN_UNROLL
                 for (int n = 0; n < 4; ++n) {
                     s[n] = score[m][4 * part + n];
                     g[n] = gradient[m][4 * part + n];
                 }
-                pairs.differentiate(r < keys.count, keys.first + r, s, g);
+                pairs.differentiate({(outer >> m & 1) != 0, (inner >> m & 1) != 0}, keys.first + score_row<Tile>(at, m),
+                                    problem.scale, s, g);
                 SPARSEATTN_UNROLL
                 for (int n = 0; n < 4; ++n) {
                     score[m][4 * part + n] = s[n];

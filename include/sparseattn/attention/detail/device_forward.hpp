@@ -65,9 +65,9 @@ struct ForwardKernel {
     KOKKOS_INLINE_FUNCTION void visit(const Team& team, const Scratch& tile, const QueryWork& work, int branch,
                                       int done, Sums& sums, Rows& state) const {
         const int kv = work.head / problem.group;
-        const auto queries = head_rows(problem.inputs.query, work.head, problem.scale);
-        const auto key_rows = head_rows(problem.inputs.key, kv, 1.0F);
-        const auto value_rows = head_rows(problem.inputs.value, kv, 1.0F);
+        const auto queries = head_rows(problem.inputs.query, work.head);
+        const auto key_rows = head_rows(problem.inputs.key, kv);
+        const auto value_rows = head_rows(problem.inputs.value, kv);
         KeyTiles<Mem> tiles(problem.branch[branch], work.head, work.rows);
         SPARSEATTN_KEEP_LOOP
         for (TokenTile keys = tiles.next(Tile::side); keys.count > 0; keys = tiles.next(Tile::side)) {
@@ -99,15 +99,23 @@ struct ForwardKernel {
         const Place at = place<Tile::side / rows>(rank);
         const std::int32_t query = first + score_row<Tile>(at, 0);
         const LaneRule<rows> see(wanted, query), seen(had, query);
+        unsigned before = 0;  // of each column: the other branch has the key
+        if (had.share != Share::none) {
+            SPARSEATTN_KEEP_LOOP
+            for (int n = 0; n < columns; ++n) {
+                const int r = score_column<Tile>(at, n);
+                const bool lists = r < keys.count && had.lists(problem.branch[done], keys.position(r));
+                before |= static_cast<unsigned>(lists) << n;
+            }
+        }
         SPARSEATTN_UNROLL
         for (int n = 0; n < columns; ++n) {
             const int r = score_column<Tile>(at, n);
-            const bool in = r < keys.count;
+            const bool in = r < keys.count, done_with = (before >> n & 1) != 0;
             const std::int32_t j = in ? keys.position(r) : 0;
-            const bool before = in && had.share != Share::none && had.lists(problem.branch[done], j);
             SPARSEATTN_UNROLL
             for (int m = 0; m < rows; ++m) {
-                const bool keep = in & see.visible(m, j) & !(before & seen.visible(m, j));
+                const bool keep = in & see.visible(m, j) & !(done_with & seen.visible(m, j));
                 score[m][n] = keep ? score[m][n] : -Kokkos::Experimental::infinity<float>::value;
             }
         }
@@ -119,9 +127,12 @@ struct ForwardKernel {
         const Place at = place<Tile::side / rows>(team.team_rank());
         SPARSEATTN_UNROLL
         for (int m = 0; m < rows; ++m) {
-            float most = score[m][0];
+            float most = -Kokkos::Experimental::infinity<float>::value;
             SPARSEATTN_UNROLL
-            for (int n = 1; n < columns; ++n) most = score[m][n] > most ? score[m][n] : most;
+            for (int n = 0; n < columns; ++n) {
+                score[m][n] *= problem.scale;
+                most = score[m][n] > most ? score[m][n] : most;
+            }
             tile.parts[score_row<Tile>(at, m) * groups + at.column] = most;
         }
         team.team_barrier();

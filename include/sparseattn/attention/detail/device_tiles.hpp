@@ -81,51 +81,55 @@ KOKKOS_INLINE_FUNCTION int sum_column(const Place& at, int n) {
     return Tile::sum_width * (at.column + Tile::sum_groups * (n / Tile::sum_width)) + n % Tile::sum_width;
 }
 
-/// The vectors of one head, to be read times `factor`.
+/// The vectors of one head.
 template <class T>
 struct HeadRows {
     const T* first;
     std::int64_t stride;
-    float factor;
     bool aligned;  // four neighbours can be read at once
 
+    /// Token r of a tile; behind the last token the last one, whose products nobody uses.
     KOKKOS_INLINE_FUNCTION const T* row(const TokenTile& tokens, int r) const {
-        return r < tokens.count ? first + (tokens.origin + tokens.position(r)) * stride : nullptr;
+        const int last = tokens.count - 1;
+        return first + (tokens.origin + tokens.position(r < last ? r : last)) * stride;
     }
 };
 template <class View>
-KOKKOS_INLINE_FUNCTION auto head_rows(const View& view, int head, float factor) {
+KOKKOS_INLINE_FUNCTION auto head_rows(const View& view, int head) {
     using T = typename View::non_const_value_type;
     HeadRows<T> rows{view.data() + head * static_cast<std::int64_t>(view.stride(1)),
-                     static_cast<std::int64_t>(view.stride(0)), factor, false};
-    rows.aligned = (reinterpret_cast<std::uintptr_t>(rows.first) / sizeof(T) | rows.stride) % 4 == 0 &&
-                   reinterpret_cast<std::uintptr_t>(rows.first) % sizeof(T) == 0;
+                     static_cast<std::int64_t>(view.stride(0)), false};
+    rows.aligned = reinterpret_cast<std::uintptr_t>(rows.first) % (4 * sizeof(T)) == 0 && rows.stride % 4 == 0;
     return rows;
 }
 
-/// Four elements from `p` on; zeros when it is null.
-template <class T>
-KOKKOS_INLINE_FUNCTION Four read_four(const T* p, bool aligned, float factor) {
-    Four four{};
-    if (p == nullptr) return four;
-    if (!aligned) {
-        for (int i = 0; i < 4; ++i) four.x[i] = static_cast<float>(p[i]);
-    } else if constexpr (std::is_same_v<T, float>) {
-        four = *reinterpret_cast<const Four*>(p);
+/// Four elements from each of some places.
+template <int units, class T>
+KOKKOS_INLINE_FUNCTION void read_fours(const T* const (&from)[units], bool aligned, Four (&to)[units]) {
+    if (aligned) {
+        SPARSEATTN_UNROLL
+        for (int u = 0; u < units; ++u) {
+            if constexpr (std::is_same_v<T, float>) {
+                to[u] = *reinterpret_cast<const Four*>(from[u]);
+            } else {
+                const FourBf16 halves = *reinterpret_cast<const FourBf16*>(from[u]);
+                for (int i = 0; i < 4; ++i) to[u].x[i] = static_cast<float>(halves.x[i]);
+            }
+        }
     } else {
-        const FourBf16 halves = *reinterpret_cast<const FourBf16*>(p);
-        for (int i = 0; i < 4; ++i) four.x[i] = static_cast<float>(halves.x[i]);
+        SPARSEATTN_UNROLL
+        for (int u = 0; u < units; ++u) {
+            for (int i = 0; i < 4; ++i) to[u].x[i] = static_cast<float>(from[u][i]);
+        }
     }
-    for (int i = 0; i < 4; ++i) four.x[i] *= factor;
-    return four;
 }
 KOKKOS_INLINE_FUNCTION Four four_of(const float* scratch) {
     return *reinterpret_cast<const Four*>(scratch);
 }
 
-/// sum = own visiting^T, over all channels. In a step, a factor lies in scratch memory as [channel][token], where the
-/// groups of 4 tokens of channels 4 c .. 4 c + 3 are exchanged by c, so that both the transposing stores and the reads
-/// touch every bank once.
+/// sum = own visiting^T, over all channels; rows and columns behind the last token hold any number. In a step, a factor
+/// lies in scratch memory as [channel][token], where the groups of 4 tokens of channels 4 c .. 4 c + 3 are exchanged by
+/// c, so that both the transposing stores and the reads touch every bank once.
 template <class Tile, class Team, class T>
 KOKKOS_INLINE_FUNCTION void scores(const Team& team, float* steps, const HeadRows<T>& own, const TokenTile& own_tokens,
                                    const HeadRows<T>& visiting, const TokenTile& visitors,
@@ -134,28 +138,20 @@ KOKKOS_INLINE_FUNCTION void scores(const Team& team, float* steps, const HeadRow
     constexpr int units = 2 * side * quads / Tile::threads;  // groups of 4 channels that a thread copies in a step
     const int rank = team.team_rank();
     const Place at = place<side / Tile::score_rows>(rank);
+    const bool aligned = own.aligned && visiting.aligned;
     const T* source[units];
     Four next[units];
     SPARSEATTN_UNROLL
     for (int u = 0; u < units; ++u) {
         const int unit = rank + Tile::threads * u, r = unit / quads % side;
-        source[u] = unit < side * quads ? own.row(own_tokens, r) : visiting.row(visitors, r);
+        source[u] = (unit < side * quads ? own.row(own_tokens, r) : visiting.row(visitors, r)) + 4 * (unit % quads);
     }
-    const auto fetch = [&](int step) {
-        SPARSEATTN_UNROLL
-        for (int u = 0; u < units; ++u) {
-            const int unit = rank + Tile::threads * u;
-            const bool mine = unit < side * quads;
-            const T* from = source[u] == nullptr ? nullptr : source[u] + step * depth + 4 * (unit % quads);
-            next[u] = read_four(from, mine ? own.aligned : visiting.aligned, mine ? own.factor : visiting.factor);
-        }
-    };
     SPARSEATTN_UNROLL
     for (int m = 0; m < Tile::score_rows; ++m) {
         SPARSEATTN_UNROLL
         for (int n = 0; n < Tile::score_columns; ++n) sum[m][n] = 0;
     }
-    fetch(0);
+    read_fours(source, aligned, next);
     SPARSEATTN_KEEP_LOOP
     for (int step = 0; step < Tile::head_dim / depth; ++step) {
         float* const data = steps + (step % 2) * Tile::step_floats;
@@ -167,7 +163,11 @@ KOKKOS_INLINE_FUNCTION void scores(const Team& team, float* steps, const HeadRow
             for (int i = 0; i < 4; ++i) to[i * side] = next[u].x[i];
         }
         team.team_barrier();
-        if (step + 1 < Tile::head_dim / depth) fetch(step + 1);
+        if (step + 1 < Tile::head_dim / depth) {
+            SPARSEATTN_UNROLL
+            for (int u = 0; u < units; ++u) source[u] += depth;
+            read_fours(source, aligned, next);
+        }
         SPARSEATTN_UNROLL
         for (int c = 0; c < depth; ++c) {
             const int exchanged = exchange / 4 * (c / 4);
@@ -222,13 +222,13 @@ KOKKOS_INLINE_FUNCTION void add_sums(const Team& team, float* steps, const float
     const Place at = place<Tile::side / Tile::sum_rows>(rank);
     Four next[units];
     const auto fetch = [&](int step) {
+        const T* source[units];
         SPARSEATTN_UNROLL
         for (int u = 0; u < units; ++u) {
             const int unit = rank + Tile::threads * u;
-            const T* row = visiting.row(visitors, step * depth + unit / (d / 4));
-            next[u] =
-                read_four(row == nullptr ? nullptr : row + 4 * (unit % (d / 4)), visiting.aligned, visiting.factor);
+            source[u] = visiting.row(visitors, step * depth + unit / (d / 4)) + 4 * (unit % (d / 4));
         }
+        read_fours(source, visiting.aligned, next);
     };
     fetch(0);
     SPARSEATTN_KEEP_LOOP

@@ -9,6 +9,9 @@
 
 namespace sparseattn::detail {
 
+template <class Exec>
+inline constexpr bool on_cpu = std::is_same_v<typename Exec::memory_space, Kokkos::HostSpace>;
+
 /// A work item computes `rows` x `lanes` elements of a product in registers; a team is one thread.
 struct Machine {
     static constexpr int rows = 8, lanes = 16;

@@ -9,6 +9,9 @@
 
 namespace sparseattn::detail {
 
+template <class Exec>
+inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
+
 struct HostRowTeam {};
 template <class Exec, bool host = on_host<Exec>>
 struct RowTeamOf {
