@@ -111,17 +111,18 @@ struct ChoiceArgs {
     const float2* tops;
     std::uint32_t* words;  // [lists, rows of the batch, word_count]
     int word_count;
+    std::int32_t* counts;  // [lists, rows of the batch]
     float* masses;  // [lists, rows of the batch, mass_stride], or null
     std::int64_t mass_stride;
 };
 
 cudaError_t launch_plan(const XAttentionShape& shape, const XAttentionPlan& plan, cudaStream_t stream);
 cudaError_t launch_scores(const ScoreArgs& args, int multiprocessors, cudaStream_t stream);
-/// `warp_floats` floats of shared memory hold a row's masses and factors. Writes bits, and into offsets[i + 1] the
-/// number of those of (list, row) i.
+/// `warp_floats` floats of shared memory hold a row's masses and factors. Writes bits, and the number of those of each
+/// (list, row).
 cudaError_t launch_choice(const ChoiceArgs& args, int warp_floats, cudaStream_t stream);
 /// Offsets from these numbers, and columns, of lists [0, target.lists), of which those past `mask_lists` are empty.
-cudaError_t launch_lists(const SelectionTarget& target, const std::uint32_t* words, int word_count, int mask_lists,
-                         cudaStream_t stream);
+cudaError_t launch_lists(const SelectionTarget& target, const std::uint32_t* words, int word_count,
+                         const std::int32_t* counts, int mask_lists, cudaStream_t stream);
 
 }  // namespace sparseattn::cuda::hopper

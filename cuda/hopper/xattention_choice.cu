@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(32 * most_warps)
             const int bits = span.end - w * 32;
             words[w] = bits >= 32 ? whole : bits > 0 ? (1u << bits) - 1 : 0;
         }
-        if (lane == 0) args.target.offsets[list_row + 1] = max(span.end, 0);
+        if (lane == 0) args.counts[list_row] = max(span.end, 0);
         return;
     }
 
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(32 * most_warps)
         taken_blocks += __popc(word);
         if (lane == 0) words[w] = word;
     }
-    if (lane == 0) args.target.offsets[list_row + 1] = taken_blocks;
+    if (lane == 0) args.counts[list_row] = taken_blocks;
 }
 
 template <int PerBlock>
