@@ -16,6 +16,7 @@ __device__ __forceinline__ bool sees_everything(const FlexArgs& args, const Sequ
 __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_threads)
     count_prefix(const __grid_constant__ FlexArgs args) {
     __shared__ ClusterSearch::Storage storage;
+    extern __shared__ float held[];
     dependents_may_launch();
     wait_for_previous_kernel();
     const int sequence = blockIdx.z / 2, which = blockIdx.z % 2, member = blockIdx.y;
@@ -25,10 +26,8 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
                         static_cast<std::int64_t>(args.heads.slot[member]) * args.batch.keys + span.key_begin;
     int taken = span.keys;
     if (args.gamma < 1) {
-        ClusterSearch search(storage, span.keys);
-        taken = search.find<true, false>(
-                          0, [&](int i) { return mass[i]; }, [&](double total) { return args.gamma * total; })
-                    .taken;
+        ClusterSearch search(storage, held, mass, span.keys);
+        taken = search.find<true, false>(0, [&](double total) { return args.gamma * total; }).taken;
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         args.choices[member * args.batch.sequences + sequence].taken[which] = taken;
@@ -50,17 +49,37 @@ __device__ __forceinline__ double sum_block(int count, const Value& value, doubl
     return sum;
 }
 
-/// Marks the `wanted` largest, ties lower index first.
-__device__ __forceinline__ void keep_largest(const float* mass, int count, int wanted, unsigned char* keep) {
-    for (int i = threadIdx.x; i < count; i += pattern_threads) {
-        const std::uint32_t own = order_key(mass[i]);
+constexpr int rank_keys = 2048;  // at a time, in shared memory
+
+/// Marks the `wanted` largest, ties lower index first: those with fewer than that many before them.
+__device__ __forceinline__ void keep_largest(const float* mass, int count, int wanted, std::uint32_t* keys,
+                                             unsigned char* keep) {
+    for (int first = 0; first < count; first += pattern_threads) {
+        const int i = first + threadIdx.x;
+        const std::uint32_t own = i < count ? order_key(mass[i]) : 0;
         int before = 0;
-#pragma unroll 8
-        for (int j = 0; j < count; ++j) {
-            const std::uint32_t other = order_key(mass[j]);
-            before += other > own || (other == own && j < i) ? 1 : 0;
+        for (int base = 0; base < count; base += rank_keys) {
+            const int held = min(rank_keys, count - base);
+            __syncthreads();
+            for (int j = threadIdx.x; j < (held + 3) / 4 * 4; j += pattern_threads) {
+                keys[j] = j < held ? order_key(mass[base + j]) : 0;  // 0: before nothing
+            }
+            __syncthreads();
+            const auto* fours = reinterpret_cast<const uint4*>(keys);
+            const int turn = min(max((i - base) / 4, 0), (held + 3) / 4);  // equal keys count before `i` only
+#pragma unroll 4
+            for (int j = 0; j < turn; ++j) {
+                const uint4 four = fours[j];
+                before += (four.x >= own) + (four.y >= own) + (four.z >= own) + (four.w >= own);
+            }
+#pragma unroll 4
+            for (int j = turn; j < (held + 3) / 4; ++j) {
+                const uint4 four = fours[j];
+                before += (four.x > own) + (four.y > own) + (four.z > own) + (four.w > own);
+            }
+            for (int j = 4 * turn; j < min(i - base, held); ++j) before += keys[j] == own ? 1 : 0;
         }
-        keep[i] = before < wanted ? 1 : 0;
+        if (i < count) keep[i] = before < wanted ? 1 : 0;
     }
 }
 
@@ -68,6 +87,7 @@ __device__ __forceinline__ void keep_largest(const float* mass, int count, int w
 __global__ void __launch_bounds__(pattern_threads) choose_pattern(const __grid_constant__ FlexArgs args) {
     __shared__ double part[pattern_threads / 32];
     __shared__ float top_of_warp[pattern_threads / 32];
+    __shared__ alignas(16) std::uint32_t keys[rank_keys];
     dependents_may_launch();
     wait_for_previous_kernel();
     const int sequence = blockIdx.y, member = blockIdx.x, at = member * args.batch.sequences + sequence;
@@ -103,8 +123,8 @@ __global__ void __launch_bounds__(pattern_threads) choose_pattern(const __grid_c
     for (int which = 0; which < 2 && !aware; ++which) {
         wanted[which] = max(least, min(limit, (choice.taken[which] + args.block - 1) / args.block));
     }
-    keep_largest(columns, count, wanted[0], args.keep_columns + place);
-    keep_largest(distances, count, wanted[1], args.keep_distances + place);
+    keep_largest(columns, count, wanted[0], keys, args.keep_columns + place);
+    keep_largest(distances, count, wanted[1], keys, args.keep_distances + place);
     if (threadIdx.x == 0) {
         args.aware[at] = aware ? 1 : 0;
         choice.pair_key = 0xffffffffu;
@@ -116,6 +136,7 @@ __global__ void __launch_bounds__(pattern_threads) choose_pattern(const __grid_c
 __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_threads)
     cut_pairs(const __grid_constant__ FlexArgs args) {
     __shared__ ClusterSearch::Storage storage;
+    extern __shared__ float held[];
     dependents_may_launch();
     wait_for_previous_kernel();
     const int sequence = blockIdx.z, member = blockIdx.y, at = member * args.batch.sequences + sequence;
@@ -126,9 +147,8 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
                                        first_block(span.query_begin, args.block, sequence)) * args.pair_stride;
     Cut cut{0, rows * blocks};
     if (args.gamma < 1) {
-        ClusterSearch search(storage, rows * blocks);
-        cut = search.find<true, true>(
-            0, [&](int i) { return pairs[i]; }, [&](double) { return args.gamma * rows; });
+        ClusterSearch search(storage, held, pairs, rows * blocks);
+        cut = search.find<true, true>(0, [&](double) { return args.gamma * rows; });
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         args.choices[at].pair_key = cut.key;
@@ -177,17 +197,16 @@ __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__
 
 }  // namespace
 
-cudaError_t launch_flex_patterns(const FlexArgs& args, cudaStream_t stream) {
+cudaError_t launch_flex_patterns(const FlexArgs& args, int longest, cudaStream_t stream) {
     const dim3 grid(search_blocks, args.heads.count, 2 * args.batch.sequences);
-    const cudaError_t error = launch_overlapping(count_prefix, grid, search_threads, 0, stream, args);
+    const cudaError_t error = launch_search(count_prefix, grid, longest, stream, args);
     if (error != cudaSuccess) return error;
     return launch_overlapping(choose_pattern, dim3(args.heads.count, args.batch.sequences), pattern_threads, 0, stream,
                               args);
 }
 
-cudaError_t launch_flex_pairs(const FlexArgs& args, cudaStream_t stream) {
-    return launch_overlapping(cut_pairs, dim3(search_blocks, args.heads.count, args.batch.sequences), search_threads, 0,
-                              stream, args);
+cudaError_t launch_flex_pairs(const FlexArgs& args, std::int64_t longest, cudaStream_t stream) {
+    return launch_search(cut_pairs, dim3(search_blocks, args.heads.count, args.batch.sequences), longest, stream, args);
 }
 
 cudaError_t launch_flex_rows(const FlexArgs& args, cudaStream_t stream) {

@@ -65,11 +65,11 @@ __global__ void __launch_bounds__(fill_threads)
 
 template <class Fill>
 cudaError_t launch_fill(const Fill& fill, const std::int32_t* counts, std::int64_t rows, std::int64_t mask_rows,
-                        std::int64_t* offsets, cudaStream_t stream) {
+                        std::int64_t* offsets, cudaStream_t stream, int shared_bytes = 0) {
     constexpr std::int64_t warps = fill_threads / 32;
     const std::int64_t share = std::max<std::int64_t>((rows + fill_blocks * warps - 1) / (fill_blocks * warps), 1) * warps;
     const dim3 grid(static_cast<unsigned>(std::max<std::int64_t>((rows + share - 1) / share, 1)));
-    return launch_overlapping(fill_rows<Fill>, grid, fill_threads, 0, stream, fill, counts, rows, mask_rows, share,
+    return launch_overlapping(fill_rows<Fill>, grid, fill_threads, shared_bytes, stream, fill, counts, rows, mask_rows, share,
                               offsets);
 }
 

@@ -35,6 +35,7 @@ __device__ __forceinline__ int size_of(int size, double share, int least, int ke
 __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_threads)
     keep_largest(const __grid_constant__ MInferenceArgs args) {
     __shared__ ClusterSearch::Storage storage;
+    extern __shared__ float held[];
     __shared__ int counts[search_threads / 32];
     dependents_may_launch();
     wait_for_previous_kernel();
@@ -52,9 +53,8 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
     const int forced = columns ? MInferenceParams::forced_columns : MInferenceParams::forced_distances;
     const int wanted = columns ? size_of(args.columns[member], args.column_share, forced, n)
                                : size_of(args.distances[member], args.distance_share, forced, n);
-    ClusterSearch search(storage, n);
-    const auto value = [&](int i) { return mass[i]; };
-    const Cut cut = search.find<false, true>(forced, value, [&](double) { return static_cast<double>(wanted - forced); });
+    ClusterSearch search(storage, held, mass, n);
+    const Cut cut = search.find<false, true>(forced, [&](double) { return static_cast<double>(wanted - forced); });
     const auto takes = [&](int i) { return i < search.end() && (i < forced || cut.takes(mass[i], i)); };
     int own = 0, total = 0;
     for (int base = search.begin(); base < search.end(); base += search_threads) {
@@ -77,27 +77,32 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
     if (blockIdx.x == 0 && threadIdx.x == 0) *(columns ? kept_count : before + n) = total;
 }
 
-/// The kept columns that a row sees outside its blocks.
+/// The kept columns that a row sees outside its blocks, whose bits lie in shared memory.
 struct SingleKeys {
     const std::int32_t* kept;
-    int count, end, block;
+    int count, end, shift;
     const std::uint32_t* words;
 
-    __device__ __forceinline__ SingleKeys(const MInferenceArgs& args, std::int64_t list_row) {
+    __device__ __forceinline__ SingleKeys(const MInferenceArgs& args, std::int64_t list_row, const std::uint32_t* bits)
+        : words(bits) {
         const int list = static_cast<int>(list_row / args.target.rows), row = static_cast<int>(list_row % args.target.rows);
-        const int sequence = args.target.row_sequence[row];
+        const int sequence = args.target.row_sequence[row], block = args.block;
         const SequenceSpan span(args.batch, sequence);
         const std::int64_t place = static_cast<std::int64_t>(list) * args.batch.sequences + sequence;
         kept = args.kept + place * args.most_columns;
         count = args.kept_count[place];
-        block = args.block;
+        shift = block == 64 ? 6 : 7;
         end = min((row - args.target.row_begin[sequence] + 1) * block, span.queries) + span.keys - span.queries;
-        words = args.words + list_row * args.word_count;
     }
-    /// Of kept columns base .. base + 31, a lane each: its key, or -1.
-    __device__ __forceinline__ int key(int i) const {
-        const int key = i < count ? kept[i] : end;
-        return key < end && (words[key / block / 32] >> (key / block % 32) & 1) == 0 ? key : -1;
+    /// Calls visit(key, taken) with a lane's key, for 32 at a time; `taken` says which lanes have one.
+    template <class Visit>
+    __device__ __forceinline__ void each(int lane, const Visit& visit) const {
+#pragma unroll 4
+        for (int base = 0; base < count; base += 32) {
+            const int key = base + lane < count ? kept[base + lane] : end;
+            const int J = key >> shift;
+            visit(key, __ballot_sync(every_lane, key < end && (words[min(J, (end - 1) >> shift) >> 5] >> (J & 31) & 1) == 0));
+        }
     }
 };
 
@@ -105,6 +110,7 @@ constexpr int row_threads = 256;
 
 /// The key blocks that hold a key i - o for a query i of the row and a kept distance o; a warp a (head, query block).
 __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__ MInferenceArgs args) {
+    extern __shared__ std::uint32_t bits[];  // [warps, word_count]
     dependents_may_launch();
     wait_for_previous_kernel();
     const int row = blockIdx.x * (row_threads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32, member = blockIdx.y;
@@ -117,6 +123,8 @@ __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__
         args.before + member * (static_cast<std::int64_t>(args.batch.keys) + args.batch.sequences) + span.key_begin + sequence;
     const std::int64_t list_row = static_cast<std::int64_t>(args.heads.first_list + member) * args.target.rows + row;
     int marked = 0;
+    std::uint32_t* words = bits + threadIdx.x / 32 * args.word_count;
+#pragma unroll 4
     for (int w = 0; w < args.word_count; ++w) {
         const int J = w * 32 + lane;
         bool take = false;
@@ -126,14 +134,11 @@ __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__
         }
         const unsigned word = __ballot_sync(every_lane, take);
         marked += __popc(word);
-        if (lane == 0) args.words[list_row * args.word_count + w] = word;
+        if (lane == 0) args.words[list_row * args.word_count + w] = words[w] = word;
     }
     __syncwarp();
-    const SingleKeys keys(args, list_row);
     int single = 0;
-    for (int base = 0; base < keys.count; base += 32) {
-        single += __popc(__ballot_sync(every_lane, keys.key(base + lane) >= 0));
-    }
+    SingleKeys(args, list_row, words).each(lane, [&](int, unsigned taken) { single += __popc(taken); });
     if (lane == 0) {
         args.counts[list_row] = marked;
         args.key_counts[list_row] = single;
@@ -144,34 +149,38 @@ struct FillKeys {
     MInferenceArgs args;
     std::int32_t* to;
     __device__ __forceinline__ void operator()(std::int64_t row, std::int64_t begin, int lane) const {
-        const SingleKeys keys(args, row);
+        extern __shared__ std::uint32_t bits[];
+        std::uint32_t* words = bits + threadIdx.x / 32 * args.word_count;
+        if (args.key_counts[row] == 0) return;
+        __syncwarp();
+        for (int w = lane; w < args.word_count; w += 32) words[w] = args.words[row * args.word_count + w];
+        __syncwarp();
         std::int32_t* out = to + begin;
-        for (int base = 0; base < keys.count; base += 32) {
-            const int key = keys.key(base + lane);
-            const unsigned taken = __ballot_sync(every_lane, key >= 0);
-            if (key >= 0) out[__popc(taken & ((1u << lane) - 1))] = key;
+        SingleKeys(args, row, words).each(lane, [&](int key, unsigned taken) {
+            if ((taken >> lane & 1) != 0) out[__popc(taken & ((1u << lane) - 1))] = key;
             out += __popc(taken);
-        }
+        });
     }
 };
 
 }  // namespace
 
-cudaError_t launch_minference_keep(const MInferenceArgs& args, cudaStream_t stream) {
+cudaError_t launch_minference_keep(const MInferenceArgs& args, int longest, cudaStream_t stream) {
     const dim3 grid(search_blocks, args.heads.count, 2 * args.batch.sequences);
-    return launch_overlapping(keep_largest, grid, search_threads, 0, stream, args);
+    return launch_search(keep_largest, grid, longest, stream, args);
 }
 
 cudaError_t launch_minference_rows(const MInferenceArgs& args, cudaStream_t stream) {
     const dim3 grid((args.target.rows + row_threads / 32 - 1) / (row_threads / 32), args.heads.count);
-    return launch_overlapping(mark_rows, grid, row_threads, 0, stream, args);
+    return launch_overlapping(mark_rows, grid, row_threads, args.word_count * row_threads / 32 * 4, stream, args);
 }
 
 cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets, std::int32_t* keys,
                                    cudaStream_t stream) {
     const std::int64_t rows = static_cast<std::int64_t>(args.target.lists) * args.target.rows;
     const std::int64_t mask_rows = static_cast<std::int64_t>(mask_lists) * args.target.rows;
-    return launch_fill(FillKeys{args, keys}, args.key_counts, rows, mask_rows, offsets, stream);
+    return launch_fill(FillKeys{args, keys}, args.key_counts, rows, mask_rows, offsets, stream,
+                       args.word_count * (fill_threads / 32) * 4);
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -42,7 +42,7 @@ const char* gap_of(const SelectionParams& params) {
     if (*gap != '\0') return gap;
     if (params.head_dim > 256) return "head dimension is above 256";
     if (params.batch.sequences > 32767) return "more than 32767 sequences";
-    if (ceil_div(find_lengths(params).queries, params.block) > 32704) return "a sequence has more than 32704 query blocks";
+    if (ceil_div(find_lengths(params).keys, params.block) > 32704) return "a sequence has more than 32704 key blocks";
     return "";
 }
 
@@ -203,7 +203,7 @@ Status run_flex(const FlexPrefillParams& params, const Lengths& lengths, FlexPar
     const FoldArgs fold{part.tail,      flex.block,   flex.block_room, flex.head_dim,  flex.dense_keys,
                         part.mean_keys, part.mean_tails, part.columns, part.distances, part.logits};
     error = launch_fold(fold, lengths.keys, params.stream);
-    if (error == cudaSuccess) error = launch_flex_patterns(flex, params.stream);
+    if (error == cudaSuccess) error = launch_flex_patterns(flex, lengths.keys, params.stream);
     if (error != cudaSuccess) return {error, "patterns of heads"};
     means.tail = 0;
     means.room = flex.row_room;
@@ -211,8 +211,11 @@ Status run_flex(const FlexPrefillParams& params, const Lengths& lengths, FlexPar
     means.out = part.mean_queries;
     error = launch_means(means, lengths.queries, params.stream);
     if (error != cudaSuccess) return {error, "means of queries"};
-    error = launch_pair_shares(flex, ceil_div(lengths.queries, flex.block), flex.pair_stride, params.stream);
-    if (error == cudaSuccess) error = launch_flex_pairs(flex, params.stream);
+    const int rows = ceil_div(lengths.queries, flex.block);
+    error = launch_pair_shares(flex, rows, flex.pair_stride, params.stream);
+    if (error == cudaSuccess) {
+        error = launch_flex_pairs(flex, static_cast<std::int64_t>(rows) * flex.pair_stride, params.stream);
+    }
     if (error != cudaSuccess) return {error, "pairs of blocks"};
     return {launch_flex_rows(flex, params.stream), "rows of blocks"};
 }
@@ -329,7 +332,7 @@ Status run_minference(const MInferenceParams& params, const Lengths& lengths, MI
     fold.tail = part.tail;
     fold.block = params.block;
     cudaError_t error = launch_fold(fold, lengths.keys, params.stream);
-    if (error == cudaSuccess) error = launch_minference_keep(part.args, params.stream);
+    if (error == cudaSuccess) error = launch_minference_keep(part.args, lengths.keys, params.stream);
     if (error != cudaSuccess) return {error, "columns and distances to keep"};
     return {launch_minference_rows(part.args, params.stream), "rows of blocks"};
 }

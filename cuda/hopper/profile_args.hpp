@@ -116,12 +116,12 @@ cudaError_t launch_tail_tops(const TailArgs& args, int longest, cudaStream_t str
 cudaError_t launch_tail_sums(const TailArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_fold(const FoldArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_means(const MeansArgs& args, int longest, cudaStream_t stream);
-/// Every step of FlexPrefill behind the folded masses, up to bits and their numbers.
-cudaError_t launch_flex_patterns(const FlexArgs& args, cudaStream_t stream);
+/// `longest`: keys (or query blocks times key blocks) of the longest sequence. Every step of FlexPrefill behind the folded masses, up to bits and their numbers.
+cudaError_t launch_flex_patterns(const FlexArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_pair_shares(const FlexArgs& args, int longest_rows, int longest_blocks, cudaStream_t stream);
-cudaError_t launch_flex_pairs(const FlexArgs& args, cudaStream_t stream);
+cudaError_t launch_flex_pairs(const FlexArgs& args, std::int64_t longest, cudaStream_t stream);
 cudaError_t launch_flex_rows(const FlexArgs& args, cudaStream_t stream);
-cudaError_t launch_minference_keep(const MInferenceArgs& args, cudaStream_t stream);
+cudaError_t launch_minference_keep(const MInferenceArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_minference_rows(const MInferenceArgs& args, cudaStream_t stream);
 /// Offsets and single keys of all lists; those from mask_lists on are empty.
 cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets, std::int32_t* keys,

@@ -147,7 +147,9 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
                 const float2 part = args.tops[(tops + split) * slot_rows + threadIdx.x % 128];
                 all.merge(part.x, part.y, args.scale_log2);
             }
-            bases[warpgroup * slot_rows + threadIdx.x % 128] = all.top * args.scale_log2 + __log2f(all.sum);
+            // Rows past the last query have no sum; their shares are 0 whatever is subtracted.
+            const float base = all.top == -INFINITY ? 0.0f : all.top * args.scale_log2 + __log2f(all.sum);
+            bases[warpgroup * slot_rows + threadIdx.x % 128] = base;
         }
         named_sync(1 + warpgroup, 128);
         for (int half = 0; half < 2; ++half) base[half] = bases[warpgroup * slot_rows + warp * 16 + lane / 4 + 8 * half];

@@ -4,6 +4,9 @@
 
 #include <cooperative_groups.h>
 
+#include <type_traits>
+
+#include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
@@ -57,20 +60,35 @@ inline constexpr int search_blocks = 8;     // thread blocks of a cluster that s
 inline constexpr int search_threads = 512;  // of each
 inline constexpr int search_pivots = 3;     // keys that one round tries
 
-/// One set of values, spread over a cluster. Every sum is formed in a fixed order.
+/// One set of values, spread over a cluster; each thread block keeps its share in shared memory, as far as there is
+/// room. Every sum is formed in a fixed order.
 class ClusterSearch {
   public:
     static constexpr int warps = search_threads / 32;
+    static constexpr int most_held = 24 * 1024;  // values of a thread block in shared memory
     struct Storage {
-        Tally tally[2][search_pivots][search_blocks * warps];
+        Tally of_warp[search_pivots][warps];
+        Tally of_block[2][search_pivots][search_blocks];
     };
+    /// Bytes of dynamic shared memory for `count` values.
+    static int held_bytes(std::int64_t count) {
+        const std::int64_t share = (count + search_blocks - 1) / search_blocks;
+        return static_cast<int>(share < most_held ? share : most_held) * static_cast<int>(sizeof(float));
+    }
 
     /// \param storage in shared memory, at one place in all thread blocks
-    __device__ explicit ClusterSearch(Storage& storage, int count) : storage_(storage), count_(count) {
+    /// \param held dynamic shared memory, held_bytes(count) at least
+    __device__ ClusterSearch(Storage& storage, float* held, const float* values, int count)
+        : storage_(storage), held_(held), values_(values), count_(count) {
         rank_ = static_cast<int>(cooperative_groups::this_cluster().block_rank());
         const int share = (count + search_blocks - 1) / search_blocks;
         begin_ = min(rank_ * share, count);
         end_ = min(begin_ + share, count);
+        held_end_ = min(begin_ + most_held, end_);
+#pragma unroll 4
+        for (int i = begin_ + static_cast<int>(threadIdx.x); i < held_end_; i += search_threads) {
+            held_[i - begin_] = values[i];  // each thread reads what it wrote
+        }
     }
     [[nodiscard]] __device__ int begin() const { return begin_; }  // of this thread block's share
     [[nodiscard]] __device__ int end() const { return end_; }
@@ -82,34 +100,34 @@ class ClusterSearch {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
-            reduce_warp(own[i]);
-            if (lane < search_blocks) {
-                *cluster.map_shared_rank(&storage_.tally[round_][i][rank_ * warps + warp], lane) = own[i];
-            }
+            reduce(own[i]);
+            if (lane == 0) storage_.of_warp[i][warp] = own[i];
+        }
+        __syncthreads();
+        if (warp < Count) {
+            Tally all = lane < warps ? storage_.of_warp[warp][lane] : Tally{0, 0};
+            reduce(all);
+            if (lane < search_blocks) *cluster.map_shared_rank(&storage_.of_block[round_][warp][rank_], lane) = all;
         }
         cluster.sync();
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
-            own[i] = {};
+            own[i] = storage_.of_block[round_][i][0];
 #pragma unroll
-            for (int part = 0; part < search_blocks * warps; part += 32) own[i] += storage_.tally[round_][i][part + lane];
-            reduce_warp(own[i]);
+            for (int r = 1; r < search_blocks; ++r) own[i] += storage_.of_block[round_][i][r];
         }
         round_ ^= 1;  // the other buffer: slower threads still read this one
     }
 
-    /// Values value(i) of i in [first, count): in descending order, ties lower index first, while what was taken weighs
+    /// The values from `first` on: in descending order, ties lower index first, while what was taken weighs
     /// less than `required`; the one that reaches it is taken. Weights are the values (ByValue, not negative) or 1.
     /// Everything when they never reach it, or when one is NaN. `required` gets the sum of all weights. With Ties false,
     /// only `taken` of the result means something.
-    template <bool ByValue, bool Ties, class Value, class Required>
-    __device__ __forceinline__ Cut find(int first, const Value& value, const Required& required) {
-        const int from = max(begin_, first);
+    template <bool ByValue, bool Ties, class Required>
+    __device__ __forceinline__ Cut find(int first, const Required& required) {
         std::uint64_t low = ByValue ? 0x80000000u : 0, high = std::uint64_t{1} << 32;
         Tally all[1] = {{0, 0}};
-        for (int i = from + static_cast<int>(threadIdx.x); i < end_; i += search_threads) {
-            all[0] += {ByValue ? static_cast<double>(value(i)) : 1.0, 1};
-        }
+        each(first, count_, [&](float own) { all[0] += {ByValue ? static_cast<double>(own) : 1.0, 1}; });
         sum(all);
         const double wanted = required(all[0].weight);
         if (wanted <= 0) return {};
@@ -118,14 +136,13 @@ class ClusterSearch {
         while (high - low > 1) {
             const std::uint64_t step = max((high - low) / (search_pivots + 1), std::uint64_t{1});
             Tally part[search_pivots] = {};
-            for (int i = from + static_cast<int>(threadIdx.x); i < end_; i += search_threads) {
-                const float own = value(i);
+            each(first, count_, [&](float own) {
                 const std::uint64_t key = order_key(own);
 #pragma unroll
                 for (int p = 0; p < search_pivots; ++p) {
                     if (key >= low + (p + 1) * step) part[p] += {ByValue ? static_cast<double>(own) : 1.0, 1};
                 }
-            }
+            });
             sum(part);
             const std::uint64_t base = low;
 #pragma unroll
@@ -142,49 +159,59 @@ class ClusterSearch {
             }
         }
         const int ties = at_low.count - at_high.count;
-        const double each = ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
+        const double one = ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
         const double rest = wanted - at_high.weight;
-        int need = static_cast<int>(fmin(fmax(rest / each, 1.0), static_cast<double>(ties)));
-        while (need > 1 && (need - 1) * each >= rest) --need;
-        while (need < ties && need * each < rest) ++need;
+        int need = static_cast<int>(fmin(fmax(rest / one, 1.0), static_cast<double>(ties)));
+        while (need > 1 && (need - 1) * one >= rest) --need;
+        while (need < ties && need * one < rest) ++need;
         Cut cut{static_cast<std::uint32_t>(low), count_, at_high.count + need};
-        if (Ties && need < ties) cut.tie_end = tie_end(from, cut.key, need, value);
+        if (Ties && need < ties) cut.tie_end = tie_end(first, cut.key, need);
         return cut;
     }
 
-    /// How many of this cluster's thread blocks before this one counted, each its own `count`; `total` of all.
+    /// Sum of `count`, a number of each thread block, over those before this one; `total` over all.
     __device__ __forceinline__ int before(int count, int& total) {
         auto cluster = cooperative_groups::this_cluster();
         if (threadIdx.x < search_blocks) {
-            cluster.map_shared_rank(&storage_.tally[round_][0][rank_], static_cast<int>(threadIdx.x))->count = count;
+            cluster.map_shared_rank(&storage_.of_block[round_][0][rank_], static_cast<int>(threadIdx.x))->count = count;
         }
         cluster.sync();
         int sum = 0;
         total = 0;
         for (int r = 0; r < search_blocks; ++r) {
             if (r == rank_) sum = total;
-            total += storage_.tally[round_][0][r].count;
+            total += storage_.of_block[round_][0][r].count;
         }
         round_ ^= 1;
         return sum;
     }
 
   private:
-    static __device__ __forceinline__ void reduce_warp(Tally& own) {
+    static __device__ __forceinline__ void reduce(Tally& own) {
 #pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) own.weight += __shfl_xor_sync(every_lane, own.weight, distance);
+        for (int distance = 16; distance > 0; distance /= 2) {
+            own.weight += __shfl_xor_sync(every_lane, own.weight, distance);
+        }
         own.count = __reduce_add_sync(every_lane, own.count);
     }
+    /// visit(value) for this thread's values of places [first, last).
+    template <class Visit>
+    __device__ __forceinline__ void each(int first, int last, const Visit& visit) const {
+        const int skipped = max(first - begin_ - static_cast<int>(threadIdx.x) + search_threads - 1, 0) / search_threads;
+        int i = begin_ + static_cast<int>(threadIdx.x) + skipped * search_threads;
+        const int held = min(held_end_, last), end = min(end_, last);
+#pragma unroll 4
+        for (; i < held; i += search_threads) visit(held_[i - begin_]);
+#pragma unroll 4
+        for (; i < end; i += search_threads) visit(values_[i]);
+    }
     /// One past the place of the `need`-th value of this key.
-    template <class Value>
-    __device__ __forceinline__ int tie_end(int from, std::uint32_t key, int need, const Value& value) {
+    __device__ __forceinline__ int tie_end(int first, std::uint32_t key, int need) {
         int below = 0, end = count_;  // [0, below) holds fewer, [0, end) enough
         while (end - below > 1) {
             const int middle = below + (end - below) / 2;
             Tally part[1] = {};
-            for (int i = from + static_cast<int>(threadIdx.x); i < min(end_, middle); i += search_threads) {
-                if (order_key(value(i)) == key) ++part[0].count;
-            }
+            each(first, middle, [&](float own) { part[0].count += order_key(own) == key ? 1 : 0; });
             sum(part);
             (part[0].count >= need ? end : below) = middle;
         }
@@ -192,7 +219,19 @@ class ClusterSearch {
     }
 
     Storage& storage_;
-    int count_, rank_ = 0, begin_ = 0, end_ = 0, round_ = 0;
+    float* held_;
+    const float* values_;
+    int count_, rank_ = 0, begin_ = 0, end_ = 0, held_end_ = 0, round_ = 0;
 };
+
+/// Launches clusters that search at most `longest` values each.
+template <class Args>
+cudaError_t launch_search(void (*kernel)(Args), dim3 grid, std::int64_t longest, cudaStream_t stream,
+                          const std::remove_const_t<Args>& args) {
+    const int bytes = ClusterSearch::held_bytes(longest);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+    return launch_overlapping(kernel, grid, search_threads, bytes, stream, args);
+}
 
 }  // namespace sparseattn::cuda::hopper

@@ -104,6 +104,7 @@ struct Buffers {
 
 Buffers carve(Memory& memory, const XAttentionParams& params, const Geometry& geometry) {
     Buffers buffers;
+    buffers.plan.sequences = params.batch.sequences;
     buffers.plan.row_tile_count = geometry.row_tiles;
     buffers.plan.tile_count = geometry.tiles;
     buffers.plan.half_count = geometry.halves;
@@ -220,7 +221,7 @@ Status xattention(const XAttentionParams& params) {
     const Geometry geometry = make_geometry(params);
     Memory memory{0, static_cast<char*>(params.workspace)};
     const Buffers buffers = carve(memory, params, geometry);
-    if (geometry.row_tiles > 0) {
+    if (geometry.row_tiles > 0 && !buffers.plan.own()) {
         error = launch_plan(geometry.shape, buffers.plan, params.stream);
         if (error != cudaSuccess) return {error, "plan kernel"};
     }

@@ -28,12 +28,19 @@ struct TilePlace {
     std::int32_t row_tile, column;
 };
 
+/// Plans no larger are made by every thread block of the score kernel for itself, in shared memory: a launch less, and
+/// the list is nearer. The first thread block writes the row tiles to the plan's arrays for the kernel behind.
+inline constexpr int own_row_tiles = 256, own_tiles = 2560;
+
 /// The plan of one head, the same for all; made on the device.
 struct XAttentionPlan {
     std::int32_t* row_tile_begin;  // [sequences + 1]
     RowTile* row_tiles;
     TilePlace* places;  // whole tiles in bands of row tiles, each by columns; then, from `half_places`, half tiles
-    int row_tile_count, tile_count, half_count;
+    int sequences, row_tile_count, tile_count, half_count;
+    __host__ __device__ bool own() const {
+        return sequences <= own_row_tiles && row_tile_count <= own_row_tiles && tile_count <= own_tiles;
+    }
     __host__ __device__ TilePlace* half_places() const { return places + (tile_count - half_count); }
 };
 

@@ -117,8 +117,10 @@ int main(int argc, char** argv) {
             std::printf("skipped: %s\n", why);
             return 77;
         }
-        count += 2;
+        ++count;
         failed += run("flexprefill", p, false, [&] { return flexprefill(p.flex); }) ? 0 : 1;
+        if (c.spread == 0) continue;  // distances of equal masses are chosen by rounding
+        ++count;
         failed += run("minference", p, true, [&] { return minference(p.minference); }) ? 0 : 1;
     }
     std::printf("%d of %d cases failed\n", failed, count);
