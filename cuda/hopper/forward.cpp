@@ -184,7 +184,6 @@ ForwardArgs make_args(const Call& call, const Plan& plan) {
     args.query_heads = p.query_heads;
     args.head_dim = p.head_dim;
     args.group = p.query_heads / p.key_heads;
-    args.scale = p.scale;
     args.scale_log2 = p.scale * 1.4426950408889634f;
     return args;
 }

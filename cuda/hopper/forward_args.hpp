@@ -77,7 +77,6 @@ struct ForwardArgs {
     const float* gate;           // [Hq] or null
     int query_heads, head_dim;
     int group;         // query heads per key head
-    float scale;       // natural units: exp(scale * score)
     float scale_log2;  // scale * log2(e)
 };
 

@@ -6,10 +6,6 @@
 
 namespace sparseattn::cuda::hopper {
 
-/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
-/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
-inline constexpr float slack_log2 = 8.0f;
-
 /// Running softmax of the two rows that a thread shares with the three other lanes of its quad.
 struct RowState {
     static constexpr float unseen = 1e38f;  // offset of a row that has seen no key: exponentials of -inf stay 0
