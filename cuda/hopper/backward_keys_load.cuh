@@ -141,8 +141,8 @@ struct KeyPassLoad {
                 note.row_begin = args.layout.row_begin[note.item.sequence];
                 note.j0 = note.item.lines ? shared.keys[0] : note.item.begin;
                 note.j1 = note.item.lines ? shared.keys[min(note.item.keys, B) - 1] + 1 : note.item.begin + B;
-                shared.item = {note.item.head,    note.span.key_begin, 0, 0,
-                               note.span.queries, note.span.keys,      note.piece.slot, 0};
+                shared.item = {note.item.head, note.span.key_begin, 0, 0, note.span.queries,
+                               note.span.keys, note.piece.slot,     0};
             }
             __syncwarp();
         }

@@ -4,10 +4,10 @@
 ///
 /// A persistent block of one producer warp and two consumer warpgroups takes items (query head, row). It keeps Q and dO
 /// of the row in shared memory and dQ in registers while key blocks stream through two rings, one of K and one of V.
-/// Single keys follow the blocks of a list, gathered by the other warps of the producer's warpgroup as blocks of their own.
-/// S = Q K^T and dP = dO V^T are formed again; dS leaves the registers only as operand of dQ += dS K. Blocks of 128:
-/// each warpgroup has 64 of the queries and both see every key block. Blocks of 64: both have all queries and take key
-/// blocks in turn; their sums are added at the end. Every sum has a fixed order.
+/// Single keys follow the blocks of a list, gathered by the other warps of the producer's warpgroup as blocks of their
+/// own. S = Q K^T and dP = dO V^T are formed again; dS leaves the registers only as operand of dQ += dS K. Blocks of
+/// 128: each warpgroup has 64 of the queries and both see every key block. Blocks of 64: both have all queries and take
+/// key blocks in turn; their sums are added at the end. Every sum has a fixed order.
 
 #include "cuda/hopper/backward_parts.cuh"
 
@@ -41,7 +41,7 @@ struct QueryPass {
         alignas(1024) unsigned char value[value_stages][key_bytes];
         TileNote notes[key_stages];
         int singles[key_stages][tile_keys];  // of a tile of single keys
-        GatherOrder orders[2];  // of keys, of values
+        GatherOrder orders[2];               // of keys, of values
         ItemNote item;
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
@@ -183,8 +183,8 @@ struct QueryPass {
             const GatherOrder order = shared.orders[which];
             if (order.stage < 0) break;
             gather_rows<tile_keys, D, 96>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
-                                  which == 0 ? args.key : args.value, order.head, order.token, args.head_dim,
-                                  shared.singles[order.list], thread);
+                                          which == 0 ? args.key : args.value, order.head, order.token, args.head_dim,
+                                          shared.singles[order.list], thread);
             named_sync(3, 96);
             if (thread == 0) {
                 barrier_arrive(which == 0 ? &shared.key_full[order.stage] : &shared.value_full[order.stage]);
@@ -407,8 +407,7 @@ struct QueryPass {
                 store_rows<D / 4>(args.dq, dquery, args.scale, tokens, item.head, 0, args.head_dim, lane());
             } else {
                 exchange(dquery, dquery + D / 4);
-                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, tokens, item.head, D / 2, args.head_dim,
-                                  lane());
+                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, tokens, item.head, D / 2, args.head_dim, lane());
             }
         }
         /// Gives one half of the channels to the other warpgroup and adds what that one gives to the other half,
