@@ -26,12 +26,13 @@ double mean(const std::vector<double>& values) {
 
 template <class Combine>
 void combine(LayerFigures& to, const Combine& change) {
-    for (double LayerFigures::*member :
-         {&LayerFigures::kept_pairs, &LayerFigures::all_pairs, &LayerFigures::selection_seconds,
-          &LayerFigures::attention_seconds, &LayerFigures::error}) {
+    using Figure = double LayerFigures::*;
+    for (const Figure member : {&LayerFigures::kept_pairs, &LayerFigures::all_pairs, &LayerFigures::selection_seconds,
+                                &LayerFigures::attention_seconds, &LayerFigures::error}) {
         change(to.*member, [=](const LayerFigures& from) { return from.*member; });
     }
-    for (std::vector<double> LayerFigures::*member :
+    using HeadFigures = std::vector<double> LayerFigures::*;
+    for (const HeadFigures member :
          {&LayerFigures::head_density, &LayerFigures::head_mass, &LayerFigures::head_error}) {
         for (std::size_t h = 0; h < (to.*member).size(); ++h) {
             change((to.*member)[h], [=](const LayerFigures& from) { return (from.*member)[h]; });

@@ -25,7 +25,7 @@ std::string allowed_cores() {
         if (!CPU_ISSET(core, &set)) continue;
         int last = core;
         while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, &set)) ++last;
-        text += (text.empty() ? "" : ",") + span(core, last);
+        text += concat(text.empty() ? "" : ",", span(core, last));
         core = last;
     }
     return text;
