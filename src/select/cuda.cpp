@@ -55,12 +55,10 @@ bool cuda_select_xattention(const Kokkos::Cuda& exec, const XAttentionCall& call
 
     begin_selected_layout(exec, call.sequences, options.block, options.causal,
                           estimated_head_list(call.heads, params.query_heads), layout);
-    make_size(exec, "SparseAttn::layout.columns.offsets",
+    make_room(exec, "SparseAttn::layout.columns.offsets",
               static_cast<std::int64_t>(layout.lists) * layout.grid.rows + 1, layout.offsets);
     make_room(exec, "SparseAttn::layout.columns",
               most_blocks(call.sequences, options.block, options.causal, params.estimated), layout.columns);
-    layout.key_offsets = {};
-    layout.keys = {};
     params.target = {layout.grid.rows, layout.grid.row_begin.data(), layout.grid.row_sequence.data(),
                      layout.lists,     layout.offsets.data(),        layout.columns.data()};
 

@@ -94,8 +94,8 @@ TEST(BlockLayout, BothWaysToTransposeAgree) {
             const detail::CsrTranspose<Mem> to{Array1<std::int64_t, Mem>("offsets", layout.lists * columns + 1),
                                                Array1<std::int32_t, Mem>("rows", longer.extent(0))};
             detail::transpose_by_bits(exec, "test", 4223 / 64 + 1,
-                                      {layout.lists, layout.grid.rows, columns, layout.grid.row_begin,
-                                       layout.grid.row_sequence, begin, list_offsets, longer},
+                                      {sequences.count(), layout.lists, layout.grid.rows, columns,
+                                       layout.grid.row_begin, layout.grid.row_sequence, begin, list_offsets, longer},
                                       to);
             return to;
         };
@@ -129,7 +129,7 @@ TEST(BlockLayout, ArraysAreKeptFromCallToCall) {
     {
         const testing::KokkosRecording recording;
         make(sequences, large);
-        for (const std::string& label : recording.allocations()) EXPECT_EQ(label, "SparseAttn::list_rules");
+        EXPECT_THAT(recording.allocations(), ::testing::IsEmpty());
         EXPECT_TRUE(recording.fences().empty()) << recording.fences()[0];
     }
     for (const auto& [of, modes] : {std::pair{others, small}, {sequences, large}}) {
