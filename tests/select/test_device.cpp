@@ -26,12 +26,14 @@ struct Selection {
     Exec exec;
     OnDevice<Exec, T> inputs;
     Workspace<typename Exec::memory_space> workspace;
+    SelectionRoom<typename Exec::memory_space> room;
     BlockLayout<typename Exec::memory_space> layout;
     TransposedLayout<typename Exec::memory_space> transposed;
 
     explicit Selection(const Problem<T>& problem) : inputs(problem) {}
     void run(const std::string& method) {
-        select<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, parse_selector(method), workspace, {}, layout);
+        select<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, parse_selector(method), workspace, {}, room,
+                        layout);
         transpose(exec, inputs.sequences, layout, transposed);
     }
 };
