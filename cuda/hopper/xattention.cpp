@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cuda/hopper/selection.hpp"
 #include "cuda/hopper/tensor_map.hpp"
 #include "cuda/hopper/xattention_args.hpp"
 
@@ -11,10 +12,6 @@ namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr std::size_t part_bytes = std::size_t{256} << 20;  // of the row sums of one part, where a part can be so small
-
-int ceil_div(int a, int b) {
-    return (a + b - 1) / b;
-}
 
 /// A run of row tiles whose tiles lie together in the plan's list.
 struct Rows {
@@ -97,26 +94,17 @@ Geometry make_geometry(const XAttentionParams& params) {
     return result;
 }
 
-struct Memory {
-    std::size_t used = 0;
-    char* base = nullptr;
-    template <class T>
-    T* take(std::size_t count) {
-        T* start = base == nullptr ? nullptr : reinterpret_cast<T*>(base + used);
-        used += (count * sizeof(T) + 255) / 256 * 256;
-        return start;
-    }
-};
-
 struct Buffers {
     XAttentionPlan plan{};
     std::uint32_t* words = nullptr;
+    std::int32_t* counts = nullptr;
     float* sums = nullptr;
     float2* tops = nullptr;
 };
 
 Buffers carve(Memory& memory, const XAttentionParams& params, const Geometry& geometry) {
     Buffers buffers;
+    buffers.plan.sequences = params.batch.sequences;
     buffers.plan.row_tile_count = geometry.row_tiles;
     buffers.plan.tile_count = geometry.tiles;
     buffers.plan.half_count = geometry.halves;
@@ -125,6 +113,7 @@ Buffers carve(Memory& memory, const XAttentionParams& params, const Geometry& ge
     buffers.plan.places = memory.take<TilePlace>(static_cast<std::size_t>(geometry.tiles) + 1);
     buffers.words = memory.take<std::uint32_t>(static_cast<std::size_t>(params.estimated) * params.target.rows *
                                                geometry.word_count);
+    buffers.counts = memory.take<std::int32_t>(static_cast<std::size_t>(params.estimated) * params.target.rows);
     const std::size_t blocks = geometry.shape.tile_blocks();
     buffers.sums = memory.take<float>(geometry.sums_bytes / (blocks + 2) * blocks / sizeof(float));
     buffers.tops = memory.take<float2>(geometry.sums_bytes / (blocks + 2) / sizeof(float));
@@ -140,11 +129,6 @@ cudaError_t make_map(StridedMap& map, const Heads& array, int tokens, int heads,
     map.longer = map.full;
     if (map.rest == 0) return cudaSuccess;
     return make_strided_map(map.longer, array, heads, head_dim, stride, map.rest, map.rows + 1, box);
-}
-
-bool copyable(const Heads& array) {
-    return reinterpret_cast<std::uintptr_t>(array.data) % 16 == 0 && array.token_stride % 8 == 0 &&
-           array.head_stride % 8 == 0 && array.token_stride >= 0 && array.head_stride >= 0;
 }
 
 /// Neighbours in the table that share keys in every place: whole groups, or single heads.
@@ -169,6 +153,7 @@ Status choose_everything(const XAttentionParams& params, const Geometry& geometr
     args.rows = params.target.rows;
     args.words = buffers.words;
     args.word_count = geometry.word_count;
+    args.counts = buffers.counts;
     return {launch_choice(args, geometry.warp_floats, params.stream), "kernel of heads that see every block"};
 }
 
@@ -183,6 +168,7 @@ Status estimate(const XAttentionParams& params, const Geometry& geometry, const 
     choice.heads = scores.heads;
     choice.words = buffers.words;
     choice.word_count = geometry.word_count;
+    choice.counts = buffers.counts;
     choice.masses = params.masses;
     choice.mass_stride = params.mass_stride;
     choice.sums = buffers.sums;
@@ -209,19 +195,12 @@ Status estimate(const XAttentionParams& params, const Geometry& geometry, const 
 }  // namespace
 
 const char* xattention_gap(const XAttentionParams& params) {
-    if (params.type != Type::bf16) return "type is not bf16";
-    if (params.block != 64 && params.block != 128) return "block is not 64 or 128";
+    const char* gap = selection_gap(params);
+    if (*gap != '\0') return gap;
     const int s = params.stride;
     if (s != 4 && s != 8 && s != 16 && s != 32 && s != 64 && s != 128) return "stride is not 4, 8, 16, 32, 64 or 128";
     if (params.block % s != 0 || params.block / s > 16) return "a block is not 1 to 16 strides";
-    if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
-        return "query heads are not a multiple of key heads";
-    }
-    if (params.query_heads > 32767) return "more than 32767 query heads";
-    if (params.head_dim < 8 || params.head_dim % 8 != 0) return "head dimension is not a multiple of 8";
     if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
-    if (!copyable(params.query)) return "query is not 16-byte aligned";
-    if (!copyable(params.key)) return "key is not 16-byte aligned";
     if (make_geometry(params).warp_floats > most_choice_bytes / static_cast<int>(sizeof(float))) {
         return "a sequence has too many key blocks for the shared memory of a threshold";
     }
@@ -242,7 +221,7 @@ Status xattention(const XAttentionParams& params) {
     const Geometry geometry = make_geometry(params);
     Memory memory{0, static_cast<char*>(params.workspace)};
     const Buffers buffers = carve(memory, params, geometry);
-    if (geometry.row_tiles > 0) {
+    if (geometry.row_tiles > 0 && !buffers.plan.own()) {
         error = launch_plan(geometry.shape, buffers.plan, params.stream);
         if (error != cudaSuccess) return {error, "plan kernel"};
     }
@@ -283,7 +262,8 @@ Status xattention(const XAttentionParams& params) {
             scores.heads = 0;
         }
     }
-    error = launch_lists(params.target, buffers.words, geometry.word_count, params.estimated, params.stream);
+    error = launch_lists(params.target, buffers.words, geometry.word_count, buffers.counts, params.estimated,
+                         params.stream);
     return {error, "list kernels"};
 }
 

@@ -28,12 +28,19 @@ struct TilePlace {
     std::int32_t row_tile, column;
 };
 
+/// Plans no larger are made by every thread block of the score kernel for itself, in shared memory: a launch less, and
+/// the list is nearer. The first thread block writes the row tiles to the plan's arrays for the kernel behind.
+inline constexpr int own_row_tiles = 256, own_tiles = 2560;
+
 /// The plan of one head, the same for all; made on the device.
 struct XAttentionPlan {
     std::int32_t* row_tile_begin;  // [sequences + 1]
     RowTile* row_tiles;
     TilePlace* places;  // whole tiles in bands of row tiles, each by columns; then, from `half_places`, half tiles
-    int row_tile_count, tile_count, half_count;
+    int sequences, row_tile_count, tile_count, half_count;
+    __host__ __device__ bool own() const {
+        return sequences <= own_row_tiles && row_tile_count <= own_row_tiles && tile_count <= own_tiles;
+    }
     __host__ __device__ TilePlace* half_places() const { return places + (tile_count - half_count); }
 };
 
@@ -111,17 +118,18 @@ struct ChoiceArgs {
     const float2* tops;
     std::uint32_t* words;  // [lists, rows of the batch, word_count]
     int word_count;
+    std::int32_t* counts;  // [lists, rows of the batch]
     float* masses;  // [lists, rows of the batch, mass_stride], or null
     std::int64_t mass_stride;
 };
 
 cudaError_t launch_plan(const XAttentionShape& shape, const XAttentionPlan& plan, cudaStream_t stream);
 cudaError_t launch_scores(const ScoreArgs& args, int multiprocessors, cudaStream_t stream);
-/// `warp_floats` floats of shared memory hold a row's masses and factors. Writes bits, and into offsets[i + 1] the
-/// number of those of (list, row) i.
+/// `warp_floats` floats of shared memory hold a row's masses and factors. Writes bits, and the number of those of each
+/// (list, row).
 cudaError_t launch_choice(const ChoiceArgs& args, int warp_floats, cudaStream_t stream);
 /// Offsets from these numbers, and columns, of lists [0, target.lists), of which those past `mask_lists` are empty.
-cudaError_t launch_lists(const SelectionTarget& target, const std::uint32_t* words, int word_count, int mask_lists,
-                         cudaStream_t stream);
+cudaError_t launch_lists(const SelectionTarget& target, const std::uint32_t* words, int word_count,
+                         const std::int32_t* counts, int mask_lists, cudaStream_t stream);
 
 }  // namespace sparseattn::cuda::hopper

@@ -1,25 +1,24 @@
 #include <algorithm>
 
 #include "cuda/hopper/launch.hpp"
-#include "cuda/hopper/ptx.cuh"
+#include "cuda/hopper/selection.cuh"
 #include "cuda/hopper/xattention_args.hpp"
 
 namespace sparseattn::cuda::hopper {
 namespace {
 
-constexpr unsigned whole = 0xffffffffu;
 constexpr int most_warps = 4;  // of a thread block; each works on a row of its own
 
 /// Sums and extremes over a warp, in every lane and always in the same order.
 __device__ __forceinline__ double warp_sum(double value) {
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(whole, value, distance);
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(every_lane, value, distance);
     return value;
 }
 
 /// Blocks taken: those of mass above `least`, and of those equal to it the ones below `tie_end`. Masses are not
 /// negative, so that their bits order like they do; forced blocks hold -1.
-struct Cut {
+struct MassCut {
     int least = 0x7fffffff;
     int tie_end = 0;
     __device__ __forceinline__ bool takes(float mass, int block) const {
@@ -27,7 +26,7 @@ struct Cut {
         return bits > least || (bits == least && block < tie_end);
     }
 };
-constexpr Cut take_all{0, 0x7fffffff};
+constexpr MassCut take_all{0, 0x7fffffff};
 
 /// The masses of a row, searched by one warp.
 struct RowMasses {
@@ -51,15 +50,15 @@ struct RowMasses {
                 ++blocks;
             }
         }
-        return {warp_sum(sum), static_cast<int>(__reduce_add_sync(whole, blocks))};
+        return {warp_sum(sum), static_cast<int>(__reduce_add_sync(every_lane, blocks))};
     }
     /// The cut among at most 32 blocks with bits in [low, high), a lane each: every lane sums those before its own.
-    __device__ __forceinline__ Cut cut_few(int low, int high, double required) const {
+    __device__ __forceinline__ MassCut cut_few(int low, int high, double required) const {
         int found = 0;
 #pragma unroll 1
         for (int base = 0; base < count; base += 32) {
             const int bits = base + lane < count ? __float_as_int(masses[base + lane]) : -1;
-            const unsigned inside = __ballot_sync(whole, bits >= low && bits < high);
+            const unsigned inside = __ballot_sync(every_lane, bits >= low && bits < high);
             if ((inside >> lane & 1) != 0) few[found + __popc(inside & ((1u << lane) - 1))] = base + lane;
             found += __popc(inside);
         }
@@ -70,25 +69,25 @@ struct RowMasses {
         int before = 0;
 #pragma unroll 1
         for (int other = 0; other < found; ++other) {
-            const float theirs = __shfl_sync(whole, mass, other);
+            const float theirs = __shfl_sync(every_lane, mass, other);
             if (theirs > mass || (theirs == mass && other < lane)) {  // lanes hold ascending blocks
                 sum += static_cast<double>(theirs);
                 ++before;
             }
         }
         const bool reaches = lane < found && sum >= required;
-        const int first = __reduce_min_sync(whole, reaches ? before : 32);
-        const unsigned crossing = __ballot_sync(whole, reaches && before == first);
+        const int first = __reduce_min_sync(every_lane, reaches ? before : 32);
+        const unsigned crossing = __ballot_sync(every_lane, reaches && before == first);
         if (crossing == 0) return {low, 0x7fffffff};  // but for rounding: all of them
         const int holder = __ffs(crossing) - 1;
-        return {__float_as_int(__shfl_sync(whole, mass, holder)), __shfl_sync(whole, block, holder) + 1};
+        return {__float_as_int(__shfl_sync(every_lane, mass, holder)), __shfl_sync(every_lane, block, holder) + 1};
     }
     /// One past the place of the `wanted`-th (from 1) block with these bits.
     __device__ __forceinline__ int tie_end(int bits, int wanted) const {
 #pragma unroll 1
         for (int base = 0; base < count; base += 32) {
             const int block = base + lane;
-            unsigned ties = __ballot_sync(whole, block < count && __float_as_int(masses[block]) == bits);
+            unsigned ties = __ballot_sync(every_lane, block < count && __float_as_int(masses[block]) == bits);
             if (__popc(ties) >= wanted) {
                 for (; wanted > 1; --wanted) ties &= ties - 1;
                 return base + __ffs(ties);
@@ -98,7 +97,7 @@ struct RowMasses {
         return count;
     }
     /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`.
-    __device__ __forceinline__ Cut cut(double required) const {
+    __device__ __forceinline__ MassCut cut(double required) const {
         if (required <= 0) return {};
         int least = 0x7fffffff, most = 0;
 #pragma unroll 1
@@ -108,7 +107,7 @@ struct RowMasses {
             most = max(most, bits);
         }
         // The sum from `low` on reaches, that from `high` on does not.
-        int low = 0, high = __reduce_max_sync(whole, most) + 1, middle = __reduce_min_sync(whole, least);
+        int low = 0, high = __reduce_max_sync(every_lane, most) + 1, middle = __reduce_min_sync(every_lane, least);
         Part at_low{}, at_high{};
         bool reached = false;
 #pragma unroll 1
@@ -136,31 +135,17 @@ struct RowMasses {
     }
 };
 
-/// The blocks that matter to a query block, as select/detail/problem.hpp has them.
-struct Span {
-    int end, own_begin, own_end;
-};
-__device__ __forceinline__ Span row_span(const XAttentionShape& shape, int row, int queries, int keys) {
-    const int shift = keys - queries, blocks = (keys + shape.block - 1) / shape.block;
-    const int last = min((row + 1) * shape.block, queries) - 1 + shift, first = row * shape.block + shift;
-    Span span;
-    span.end = min(shape.causal ? last / shape.block + 1 : blocks, blocks);
-    span.own_begin = first < 0 ? 0 : first / shape.block;
-    span.own_end = min(last < 0 ? 0 : last / shape.block + 1, blocks);
-    return span;
-}
-
 /// factors[r, t] turn the sums that row r has in tile t into shares of the whole row: 32 / per_block lanes a row.
 __device__ __forceinline__ void row_factors(const float2* tops, int count, int tiles, int per_block, float scale_log2,
                                             float* factors, int lane) {
     const int lanes = 32 / per_block, r = min(lane / lanes, count - 1), sub = lane % lanes;
     float top = -INFINITY;
-#pragma unroll 1
+#pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
 #pragma unroll 1
-    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(whole, top, distance));
+    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));
     float total = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) {
         const float2 own = tops[t * strided_tile + r];
         // A tile of -inf has sums of 0; a row of nothing else becomes NaN, as its softmax is.
@@ -169,7 +154,7 @@ __device__ __forceinline__ void row_factors(const float2* tops, int count, int t
         total += factor * own.y;
     }
 #pragma unroll 1
-    for (int distance = lanes / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(whole, total, distance);
+    for (int distance = lanes / 2; distance > 0; distance /= 2) total += __shfl_xor_sync(every_lane, total, distance);
     const float scale = 1.0f / total;
     if (lane / lanes < count) {
 #pragma unroll 1
@@ -193,26 +178,28 @@ template <int PerBlock>
 __global__ void __launch_bounds__(32 * most_warps)
     choose_blocks(const __grid_constant__ ChoiceArgs args, int warp_floats) {
     extern __shared__ float shared[];
-    dependents_may_launch();
-    wait_for_previous_kernel();
     const XAttentionShape& shape = args.shape;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int member = blockIdx.y, in_part = blockIdx.x * (blockDim.x / 32) + warp;
-    if (in_part >= args.rows) return;
-    const int row = args.first_row + in_part;
+    // Behind the score kernel, which waited itself: all that it does not write is there.
+    if (args.sums == nullptr) wait_for_previous_kernel();
+    const int row = args.first_row + min(in_part, args.rows - 1);
     const int sequence = args.target.row_sequence[row], local = row - args.target.row_begin[sequence];
     const int queries = shape.batch.query_offsets[sequence + 1] - shape.batch.query_offsets[sequence];
     const int keys = shape.batch.key_offsets[sequence + 1] - shape.batch.key_offsets[sequence];
-    const Span span = row_span(shape, local, queries, keys);
+    const RowSpan span(shape.block, shape.causal, local, queries, keys);
+    dependents_may_launch();
+    wait_for_previous_kernel();
+    if (in_part >= args.rows) return;
     const std::int64_t list_row = static_cast<std::int64_t>(args.table.list[member]) * args.target.rows + row;
     std::uint32_t* words = args.words + list_row * args.word_count;
     if (args.sums == nullptr || keys == 0) {
 #pragma unroll 1
         for (int w = lane; w < args.word_count; w += 32) {
             const int bits = span.end - w * 32;
-            words[w] = bits >= 32 ? whole : bits > 0 ? (1u << bits) - 1 : 0;
+            words[w] = bits >= 32 ? every_lane : bits > 0 ? (1u << bits) - 1 : 0;
         }
-        if (lane == 0) args.target.offsets[list_row + 1] = max(span.end, 0);
+        if (lane == 0) args.counts[list_row] = max(span.end, 0);
         return;
     }
 
@@ -229,7 +216,7 @@ __global__ void __launch_bounds__(32 * most_warps)
     __syncwarp();
     double all = 0, held = 0;
     const bool sink = shape.keep_sink, recent = shape.keep_recent;
-#pragma unroll 1
+#pragma unroll 2
     for (int block = lane; block < span.end; block += 32) {
         const int t = block >> tile_shift;
         const float* sums =
@@ -245,18 +232,18 @@ __global__ void __launch_bounds__(32 * most_warps)
     const double required = args.table.threshold[member] * warp_sum(all) - warp_sum(held);
     const RowMasses row_masses{masses, reinterpret_cast<int*>(factors), span.end,
                                lane};  // factors have done their part
-    const Cut cut = row_masses.cut(required);
+    const MassCut cut = row_masses.cut(required);
     int taken_blocks = 0;
 #pragma unroll 1
     for (int w = 0; w < args.word_count; ++w) {
         const int block = w * 32 + lane;
         const float mass = block < span.end ? masses[block] : 0.0f;
         const bool taken = block < span.end && (mass < 0 || cut.takes(mass, block));
-        const unsigned word = __ballot_sync(whole, taken);
+        const unsigned word = __ballot_sync(every_lane, taken);
         taken_blocks += __popc(word);
         if (lane == 0) words[w] = word;
     }
-    if (lane == 0) args.target.offsets[list_row + 1] = taken_blocks;
+    if (lane == 0) args.counts[list_row] = taken_blocks;
 }
 
 template <int PerBlock>

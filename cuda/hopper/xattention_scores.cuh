@@ -9,6 +9,7 @@
 #include "cuda/hopper/launch.hpp"
 #include "cuda/hopper/wgmma.cuh"
 #include "cuda/hopper/xattention_args.hpp"
+#include "cuda/hopper/xattention_plan.cuh"
 
 namespace sparseattn::cuda::hopper {
 
@@ -32,6 +33,16 @@ struct ScoreStorage {
     alignas(1024) unsigned char key[Shape::stages][Shape::key_bytes];
     Barrier full[Shape::stages], empty[Shape::stages];
     Barrier landed[Shape::stages];  // instead of `full` where a row must still be cleared
+    std::int32_t row_tile_begin[own_row_tiles + 1];
+    RowTile row_tiles[own_row_tiles];
+    TilePlace places[own_tiles];
+    int warp_sum[Shape::threads / 32];
+};
+
+/// The plan, in shared or global memory.
+struct TileList {
+    const TilePlace *wholes, *halves;
+    const RowTile* row_tiles;
 };
 
 /// One tile of one head.
@@ -44,16 +55,16 @@ struct ScoreTile {
     bool clear;  // a short last row or column is followed by tokens of the next sequence
 };
 
-__device__ __forceinline__ ScoreTile find_score_tile(const ScoreArgs& args, int index) {
+__device__ __forceinline__ ScoreTile find_score_tile(const ScoreArgs& args, const TileList& list, int index) {
     const int all_wholes = args.heads * args.wholes;
     const bool half = index >= all_wholes;  // behind all others, so that they fill the gaps at the end
     if (half) index -= all_wholes;
     const int tiles = half ? args.halves : args.wholes;
-    const TilePlace* places = half ? args.plan.half_places() + args.first_half : args.plan.places + args.first_whole;
+    const TilePlace* places = half ? list.halves : list.wholes;
     const int section = index / (tiles * args.span), inside = index - section * tiles * args.span;
     const int member = section * args.span + inside % args.span;
     const TilePlace place = places[inside / args.span];
-    const RowTile rows = args.plan.row_tiles[place.row_tile];
+    const RowTile rows = list.row_tiles[place.row_tile];
     const Batch& batch = args.shape.batch;
     ScoreTile tile;
     tile.half = half;
@@ -92,12 +103,13 @@ struct StridedPlace {
 };
 
 template <class Shape>
-__device__ __forceinline__ void load_scores(const ScoreArgs& args, ScoreStorage<Shape>& storage, int all) {
+__device__ __forceinline__ void load_scores(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage,
+                                            int all) {
     Ring<Shape::stages> ring;
     const int stride = args.shape.stride, mask = stride - 1, shift = __ffs(stride) - 1;
     constexpr int half_bytes = Shape::key_bytes / 2;
     for (int index = blockIdx.x; index < all; index += gridDim.x) {
-        const ScoreTile tile = find_score_tile(args, index);
+        const ScoreTile tile = find_score_tile(args, list, index);
         const int key_head = tile.head / args.group;
         for (int s = 0; s < stride; ++s) {
             const int query_phase = args.shape.reversed ? stride - 1 - s : s;
@@ -124,12 +136,13 @@ __device__ __forceinline__ void load_scores(const ScoreArgs& args, ScoreStorage<
 
 /// Clears, in the tiles that need it, the row past the end of a sequence where the next sequence's tokens were loaded.
 template <class Shape>
-__device__ __forceinline__ void clear_tails(const ScoreArgs& args, ScoreStorage<Shape>& storage, int all, int lane) {
+__device__ __forceinline__ void clear_tails(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage,
+                                            int all, int lane) {
     const int stride = args.shape.stride, mask = stride - 1;
     std::uint32_t phases = 0;  // of the `landed` barriers
     int stage = 0;
     for (int index = blockIdx.x; index < all; index += gridDim.x) {
-        const ScoreTile tile = find_score_tile(args, index);
+        const ScoreTile tile = find_score_tile(args, list, index);
         if (!tile.clear) {
             stage = (stage + stride * args.panels) % Shape::stages;
             continue;
@@ -256,13 +269,13 @@ __device__ __forceinline__ void finish_tile(const ScoreArgs& args, const ScoreTi
 
 /// The tiles from `index` to `end` (all whole, or all half ones: half the accumulators); returns the next index.
 template <class Shape, int Scores>
-__device__ __forceinline__ int compute_tiles(const ScoreArgs& args, ScoreStorage<Shape>& storage,
+__device__ __forceinline__ int compute_tiles(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage,
                                              Ring<Shape::stages>& ring, int index, int end, int warpgroup, int warp,
                                              int lane) {
     const int steps = args.shape.stride * args.panels;
     float acc[Scores];
     for (; index < end; index += gridDim.x) {
-        const ScoreTile tile = find_score_tile(args, index);
+        const ScoreTile tile = find_score_tile(args, list, index);
         int before = 0;
         for (int step = 0; step < steps; ++step) {
             barrier_wait(&storage.full[ring.stage], ring.phase);
@@ -287,12 +300,30 @@ __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, ScoreStorage
 }
 
 template <class Shape>
-__device__ __forceinline__ void compute_scores(const ScoreArgs& args, ScoreStorage<Shape>& storage, int all,
+__device__ __forceinline__ void compute_scores(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage, int all,
                                                int warpgroup, int warp, int lane) {
     Ring<Shape::stages> ring;
-    const int next = compute_tiles<Shape, Shape::scores>(args, storage, ring, blockIdx.x, args.heads * args.wholes,
+    const int next = compute_tiles<Shape, Shape::scores>(args, list, storage, ring, blockIdx.x, args.heads * args.wholes,
                                                          warpgroup, warp, lane);
-    compute_tiles<Shape, Shape::scores / 2>(args, storage, ring, next, all, warpgroup, warp, lane);
+    compute_tiles<Shape, Shape::scores / 2>(args, list, storage, ring, next, all, warpgroup, warp, lane);
+}
+
+/// Makes the plan where it is small, or finds the one that was made.
+template <class Shape>
+__device__ __forceinline__ TileList find_list(const ScoreArgs& args, ScoreStorage<Shape>& storage) {
+    XAttentionPlan plan = args.plan;
+    if (plan.own()) {
+        plan.row_tile_begin = storage.row_tile_begin;
+        plan.row_tiles = storage.row_tiles;
+        plan.places = storage.places;
+        build_plan<Shape::threads>(args.shape, plan, storage.warp_sum);
+        __syncthreads();
+        for (int i = threadIdx.x; blockIdx.x == 0 && i < max(plan.row_tile_count, plan.sequences + 1); i += Shape::threads) {
+            if (i < plan.row_tile_count) args.plan.row_tiles[i] = plan.row_tiles[i];
+            if (i <= plan.sequences) args.plan.row_tile_begin[i] = plan.row_tile_begin[i];
+        }
+    }
+    return {plan.places + args.first_whole, plan.half_places() + args.first_half, plan.row_tiles};
 }
 
 template <class Shape>
@@ -311,19 +342,20 @@ __global__ void __launch_bounds__(Shape::threads, 1) score_kernel(const __grid_c
         barrier_init_fence();
     }
     __syncthreads();
-    dependents_may_launch();
     wait_for_previous_kernel();
+    dependents_may_launch();  // not before: the next kernel reads the batch's offsets before it waits
+    const TileList list = find_list<Shape>(args, storage);
     const int all = args.heads * args.tiles;
     if (warpgroup == 0) {
         give_registers<40>();
         if (warp == 0) {
-            if (lane == 0) load_scores<Shape>(args, storage, all);
+            if (lane == 0) load_scores<Shape>(args, list, storage, all);
         } else if (warp == 1) {
-            clear_tails<Shape>(args, storage, all, lane);
+            clear_tails<Shape>(args, list, storage, all, lane);
         }
     } else {
         take_registers<232>();
-        compute_scores<Shape>(args, storage, all, warpgroup - 1, warp, lane);
+        compute_scores<Shape>(args, list, storage, all, warpgroup - 1, warp, lane);
     }
 }
 

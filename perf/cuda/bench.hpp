@@ -32,14 +32,14 @@ bool wanted(const Options& options, int length);
 
 /// What a row is about; members that do not apply stay 0 or empty.
 struct Row {
-    std::string what;  // forward, backward, decode, select
+    std::string what;  // forward, backward, decode, select (XAttention), flexprefill, minference
     const char* kernel = "";
     int length = 0;     // keys of a sequence
     int sequences = 1;  // of one query each in decode
     int query_heads = 0, key_heads = 0, head_dim = 0, block = 0;
     bool causal = false;
     int stride = 0;          // of a selection
-    const char* lists = "";  // own, shared (among the heads of a group)
+    const char* lists = "";  // own, shared (among the heads of a group); flexprefill: profile, pairs
     const char* order = "";  // backward: fixed (the same bits from run to run), any
     bool sink = false;       // key block 0 in every list
     double density = 0;      // work / work of the dense call

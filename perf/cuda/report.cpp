@@ -44,10 +44,10 @@ std::string lists_of(const Row& row) {
 
 void print_shape(const Row& row) {
     if (row.what == "decode") {
-        std::printf("decode   %3d x %-6d %2d/%-2d %3d %3d %-6s %-9s", row.sequences, row.length, row.query_heads,
+        std::printf("decode      %3dx%-5d %2d/%-2d %3d %3d %-6s %-9s", row.sequences, row.length, row.query_heads,
                     row.key_heads, row.head_dim, row.block, "causal", lists_of(row).c_str());
     } else {
-        std::printf("%-8s %12d %2d/%-2d %3d %3d %-6s %-9s", row.what.c_str(), row.length, row.query_heads,
+        std::printf("%-11s %9d %2d/%-2d %3d %3d %-6s %-9s", row.what.c_str(), row.length, row.query_heads,
                     row.key_heads, row.head_dim, row.block, row.causal ? "causal" : "full", lists_of(row).c_str());
     }
 }
@@ -115,7 +115,8 @@ void Report::row(const Row& row) {
                           (row.goal_share > 0 && row.share > row.goal_share + 0.0005);
     if (row.goal_eff > 0) std::printf(" %.2f", row.goal_eff);
     if (row.goal_tflops > 0) std::printf(" %.0f TFLOP/s", row.goal_tflops);
-    if (row.share > 0) std::printf(" S %d: %.1f %% of dense", row.stride, 100 * row.share);
+    if (row.stride > 0) std::printf(" S %d:", row.stride);
+    if (row.share > 0) std::printf(" %.1f %% of dense", 100 * row.share);
     if (row.goal_share > 0) std::printf(" (goal %.0f %%)", 100 * row.goal_share);
     if (short_of) std::printf(" SHORT");
     if (row.terabytes > 0) std::printf(" %.2f TB/s of keys and values", row.terabytes);

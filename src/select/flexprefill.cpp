@@ -8,6 +8,7 @@
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
+#include "sparseattn/select/detail/cuda.hpp"
 #include "sparseattn/select/detail/cut.hpp"
 #include "sparseattn/select/detail/long_rows.hpp"
 #include "sparseattn/select/detail/mask.hpp"
@@ -290,6 +291,12 @@ void select_flexprefill(const Exec& exec, const HeadsView<const T, typename Exec
     options.validate();
     const detail::SelectionShape shape = detail::check_selection<T, Mem>(query, key, sequences, true);
     const std::vector<std::int32_t> heads = detail::estimated_heads(estimate, shape.heads);
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const detail::SelectionCall call{query, key, sequences, heads};
+        if (detail::cuda_select_flexprefill(exec, call, options, workspace, layout)) return;
+    }
+#endif
     std::vector<std::vector<int>> groups(shape.kv_heads);
     for (std::size_t e = 0; e < heads.size(); ++e) {
         groups[options.gqa_interleave ? heads[e] % shape.kv_heads : heads[e] / shape.group()].push_back(

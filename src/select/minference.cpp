@@ -10,6 +10,7 @@
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/layout/combine.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/select/detail/cuda.hpp"
 #include "sparseattn/select/detail/cut.hpp"
 #include "sparseattn/select/detail/long_rows.hpp"
 #include "sparseattn/select/detail/mask.hpp"
@@ -302,6 +303,72 @@ void check_patterns(const Options& options, int heads) {
             options.heads.size(), concat("0 or the number of query heads, ", heads));
 }
 
+#if defined(SPARSEATTN_CUDA_KERNELS)
+// What the kernels of cuda/ are told; nothing when a head is not vertical_and_slash.
+std::optional<detail::ProfileSizes> profile_sizes(const Options& options, const std::vector<std::int32_t>& heads,
+                                                  const Sequences<detail::CudaMem>& sequences) {
+    detail::ProfileSizes result;
+    if (options.adaptive_budget) {
+        result.column_share = 0.2 * *options.adaptive_budget;
+        result.distance_share = 0.8 * *options.adaptive_budget;
+    }
+    for (const std::int32_t head : heads) {
+        const MInferencePattern pattern = pattern_of(options, head);
+        if (pattern.type != Type::vertical_and_slash) return std::nullopt;
+        result.columns.push_back(scaled(pattern.first, options.size_ratio));
+        result.distances.push_back(scaled(pattern.second, options.size_ratio));
+        for (int s = 0; s < sequences.count(); ++s) {
+            const std::int64_t columns = sizes(options, pattern, sequences.key_length(s)).columns;
+            result.most_columns = std::max(result.most_columns, columns);
+        }
+    }
+    return result;
+}
+#endif
+
+// The heads whose scores are looked at.
+template <class Exec, class T>
+void select_scored(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
+                   const HeadsView<const T, typename Exec::memory_space>& key,
+                   const Sequences<typename Exec::memory_space>& sequences, const Options& options,
+                   Workspace<typename Exec::memory_space>& workspace, const detail::SelectionShape& shape,
+                   const std::vector<std::int32_t>& heads, BlockLayout<typename Exec::memory_space>& layout) {
+    using Mem = typename Exec::memory_space;
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const auto wanted = profile_sizes(options, heads, sequences);
+        const detail::SelectionCall call{query, key, sequences, heads};
+        if (wanted && detail::cuda_select_minference(exec, call, options.block, *wanted, workspace, layout)) return;
+    }
+#endif
+    std::vector<std::vector<int>> profiled(shape.kv_heads), pooled(shape.kv_heads);
+    for (std::size_t e = 0; e < heads.size(); ++e) {
+        auto& groups = pattern_of(options, heads[e]).type == Type::block_sparse ? pooled : profiled;
+        groups[heads[e] / shape.group()].push_back(static_cast<int>(e));
+    }
+
+    typename Workspace<Mem>::Frame frame(workspace);
+    const Buffers<Mem> buffers =
+        detail::carve<Mem>(frame, buffer_plan(sequences, heads, shape.group(), shape.head_dim, options));
+    std::int32_t* column_count = buffers.column_count.data();
+    Kokkos::parallel_for(
+        "SparseAttn::minference.clear",
+        Kokkos::RangePolicy<Exec>(exec, 0, static_cast<int>(buffers.column_count.size())),
+        KOKKOS_LAMBDA(int i) { column_count[i] = 0; });
+    const Inputs<Exec, T> inputs{query, key, sequences, options, heads, buffers};
+    const auto shapes = detail::sequence_shapes(sequences, options.block, true);
+    for (int s = 0; s < sequences.count(); ++s) {
+        if (shapes[s].queries == 0) continue;
+        for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+            if (!profiled[kv_head].empty()) visit_profiles(exec, inputs, kv_head, profiled[kv_head], shapes[s], s);
+            if (!pooled[kv_head].empty()) visit_blocks(exec, inputs, kv_head, pooled[kv_head], shapes[s]);
+        }
+    }
+    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
+                             detail::estimated_head_list(heads, shape.heads), {buffers.columns, buffers.column_count},
+                             layout);
+}
+
 }  // namespace
 
 void MInferenceOptions::validate() const {
@@ -340,33 +407,9 @@ void select_minference(const Exec& exec, const HeadsView<const T, typename Exec:
     check_patterns(options, shape.heads);
     const std::vector<std::int32_t> estimated = detail::estimated_heads(estimate, shape.heads);
     const std::vector<std::int32_t> heads = scored_heads(options, estimated);
-    std::vector<std::vector<int>> profiled(shape.kv_heads), pooled(shape.kv_heads);
-    for (std::size_t e = 0; e < heads.size(); ++e) {
-        auto& groups = pattern_of(options, heads[e]).type == Type::block_sparse ? pooled : profiled;
-        groups[heads[e] / shape.group()].push_back(static_cast<int>(e));
-    }
-
-    typename Workspace<Mem>::Frame frame(workspace);
-    const Buffers<Mem> buffers =
-        detail::carve<Mem>(frame, buffer_plan(sequences, heads, shape.group(), shape.head_dim, options));
-    std::int32_t* column_count = buffers.column_count.data();
-    Kokkos::parallel_for(
-        "SparseAttn::minference.clear",
-        Kokkos::RangePolicy<Exec>(exec, 0, static_cast<int>(buffers.column_count.size())),
-        KOKKOS_LAMBDA(int i) { column_count[i] = 0; });
-    const Inputs<Exec, T> inputs{query, key, sequences, options, heads, buffers};
-    const auto shapes = detail::sequence_shapes(sequences, options.block, true);
-    for (int s = 0; s < sequences.count(); ++s) {
-        if (shapes[s].queries == 0) continue;
-        for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-            if (!profiled[kv_head].empty()) visit_profiles(exec, inputs, kv_head, profiled[kv_head], shapes[s], s);
-            if (!pooled[kv_head].empty()) visit_blocks(exec, inputs, kv_head, pooled[kv_head], shapes[s]);
-        }
-    }
     const bool all_scored = heads.size() == estimated.size();
-    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
-                             detail::estimated_head_list(heads, shape.heads), {buffers.columns, buffers.column_count},
-                             all_scored ? layout : room.scored);
+    select_scored<Exec, T>(exec, query, key, sequences, options, workspace, shape, heads,
+                           all_scored ? layout : room.scored);
     if (!all_scored) add_scoreless(exec, sequences, options, estimated, workspace, room, layout);
 }
 

@@ -231,8 +231,8 @@ void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec:
 
 #if defined(SPARSEATTN_CUDA_KERNELS)
     if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
-        const detail::XAttentionCall call{query, key, sequences, options, heads};
-        if (detail::cuda_select_xattention(exec, call, workspace, layout)) return;
+        const detail::SelectionCall call{query, key, sequences, heads};
+        if (detail::cuda_select_xattention(exec, call, options, workspace, layout)) return;
     }
 #endif
     typename Workspace<Mem>::Frame frame(workspace);

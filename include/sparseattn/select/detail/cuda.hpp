@@ -4,24 +4,35 @@
 
 #if defined(SPARSEATTN_CUDA_KERNELS)
 
+#include "sparseattn/select/flexprefill.hpp"
 #include "sparseattn/select/xattention.hpp"
 
 namespace sparseattn::detail {
 
 using CudaMem = Kokkos::Cuda::memory_space;
 
-struct XAttentionCall {
+struct SelectionCall {
     const HeadsView<const bf16, CudaMem>& query;
     const HeadsView<const bf16, CudaMem>& key;
     const Sequences<CudaMem>& sequences;
-    const XAttentionOptions& options;
     const std::vector<std::int32_t>& heads;  // to estimate
 };
 
-// Enqueues the whole selection into `layout` and returns true, or false when the current device has no kernel for it.
-// Waits for nothing. Throws Error naming the step when CUDA refuses it.
-bool cuda_select_xattention(const Kokkos::Cuda& exec, const XAttentionCall& call, Workspace<CudaMem>& workspace,
-                            BlockLayout<CudaMem>& layout);
+// What MInference's vertical_and_slash heads keep, before a sequence's length bounds it.
+struct ProfileSizes {
+    std::vector<std::int32_t> columns, distances;  // [heads]
+    double column_share = 0, distance_share = 0;   // of the keys instead, where above 0
+    std::int64_t most_columns = 0;                 // of any list in any sequence
+};
+
+// Each enqueues the whole selection into `layout` and returns true, or false when the current device has no kernel for
+// it. They wait for nothing. Throw Error naming the step when CUDA refuses it.
+bool cuda_select_xattention(const Kokkos::Cuda& exec, const SelectionCall& call, const XAttentionOptions& options,
+                            Workspace<CudaMem>& workspace, BlockLayout<CudaMem>& layout);
+bool cuda_select_flexprefill(const Kokkos::Cuda& exec, const SelectionCall& call, const FlexPrefillOptions& options,
+                             Workspace<CudaMem>& workspace, BlockLayout<CudaMem>& layout);
+bool cuda_select_minference(const Kokkos::Cuda& exec, const SelectionCall& call, int block, const ProfileSizes& sizes,
+                            Workspace<CudaMem>& workspace, BlockLayout<CudaMem>& layout);
 
 }  // namespace sparseattn::detail
 

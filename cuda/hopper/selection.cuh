@@ -1,0 +1,237 @@
+#pragma once
+/// \file
+/// What the kernels of every selection know of a row, and their choice of the largest values.
+
+#include <cooperative_groups.h>
+
+#include <type_traits>
+
+#include "cuda/hopper/launch.hpp"
+#include "cuda/hopper/ptx.cuh"
+
+namespace sparseattn::cuda::hopper {
+
+inline constexpr unsigned every_lane = 0xffffffffu;
+
+/// The key blocks that matter to a query block, as select/detail/problem.hpp has them.
+struct RowSpan {
+    int end, own_begin, own_end;
+
+    __device__ __forceinline__ RowSpan(int block, bool causal, int row, int queries, int keys) {
+        const int shift = keys - queries, blocks = (keys + block - 1) / block;
+        const int last = min((row + 1) * block, queries) - 1 + shift, first = row * block + shift;
+        end = min(causal ? last / block + 1 : blocks, blocks);
+        own_begin = first < 0 ? 0 : first / block;
+        own_end = min(last < 0 ? 0 : last / block + 1, blocks);
+    }
+};
+
+/// A number that orders like the float: larger value, larger number.
+__device__ __forceinline__ std::uint32_t order_key(float value) {
+    const std::uint32_t bits = __float_as_uint(value);
+    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+/// Taken are the values whose key is above `key` and, of those equal to it, the ones below `tie_end`.
+struct Cut {
+    std::uint32_t key = 0xffffffffu;
+    int tie_end = 0;
+    int taken = 0;  // how many
+
+    __device__ __forceinline__ bool takes(float value, int index) const {
+        const std::uint32_t own = order_key(value);
+        return own > key || (own == key && index < tie_end);
+    }
+};
+
+/// A sum of weights, and of how many values.
+struct Tally {
+    double weight;
+    int count;
+
+    __device__ __forceinline__ Tally& operator+=(const Tally& other) {
+        weight += other.weight;
+        count += other.count;
+        return *this;
+    }
+};
+
+inline constexpr int search_blocks = 8;     // thread blocks of a cluster that search one set together
+inline constexpr int search_threads = 512;  // of each
+inline constexpr int search_pivots = 3;     // keys that one round tries
+
+/// One set of values, spread over a cluster; each thread block keeps its share in shared memory, as far as there is
+/// room. Every sum is formed in a fixed order.
+class ClusterSearch {
+  public:
+    static constexpr int warps = search_threads / 32;
+    static constexpr int most_held = 24 * 1024;  // values of a thread block in shared memory
+    struct Storage {
+        Tally of_warp[search_pivots][warps];
+        Tally of_block[2][search_pivots][search_blocks];
+    };
+    /// Bytes of dynamic shared memory for `count` values.
+    static int held_bytes(std::int64_t count) {
+        const std::int64_t share = (count + search_blocks - 1) / search_blocks;
+        return static_cast<int>(share < most_held ? share : most_held) * static_cast<int>(sizeof(float));
+    }
+
+    /// \param storage in shared memory, at one place in all thread blocks
+    /// \param held dynamic shared memory, held_bytes(count) at least
+    __device__ ClusterSearch(Storage& storage, float* held, const float* values, int count)
+        : storage_(storage), held_(held), values_(values), count_(count) {
+        rank_ = static_cast<int>(cooperative_groups::this_cluster().block_rank());
+        const int share = (count + search_blocks - 1) / search_blocks;
+        begin_ = min(rank_ * share, count);
+        end_ = min(begin_ + share, count);
+        held_end_ = min(begin_ + most_held, end_);
+#pragma unroll 4
+        for (int i = begin_ + static_cast<int>(threadIdx.x); i < held_end_; i += search_threads) {
+            held_[i - begin_] = values[i];  // each thread reads what it wrote
+        }
+    }
+    [[nodiscard]] __device__ int begin() const { return begin_; }  // of this thread block's share
+    [[nodiscard]] __device__ int end() const { return end_; }
+
+    /// Sums over the cluster, in every thread.
+    template <int Count>
+    __device__ __forceinline__ void sum(Tally (&own)[Count]) {
+        auto cluster = cooperative_groups::this_cluster();
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            reduce(own[i]);
+            if (lane == 0) storage_.of_warp[i][warp] = own[i];
+        }
+        __syncthreads();
+        if (warp < Count) {
+            Tally all = lane < warps ? storage_.of_warp[warp][lane] : Tally{0, 0};
+            reduce(all);
+            if (lane < search_blocks) *cluster.map_shared_rank(&storage_.of_block[round_][warp][rank_], lane) = all;
+        }
+        cluster.sync();
+#pragma unroll
+        for (int i = 0; i < Count; ++i) {
+            own[i] = storage_.of_block[round_][i][0];
+#pragma unroll
+            for (int r = 1; r < search_blocks; ++r) own[i] += storage_.of_block[round_][i][r];
+        }
+        round_ ^= 1;  // the other buffer: slower threads still read this one
+    }
+
+    /// The values from `first` on: in descending order, ties lower index first, while what was taken weighs
+    /// less than `required`; the one that reaches it is taken. Weights are the values (ByValue, not negative) or 1.
+    /// Everything when they never reach it, or when one is NaN. `required` gets the sum of all weights. With Ties false,
+    /// only `taken` of the result means something.
+    template <bool ByValue, bool Ties, class Required>
+    __device__ __forceinline__ Cut find(int first, const Required& required) {
+        std::uint64_t low = ByValue ? 0x80000000u : 0, high = std::uint64_t{1} << 32;
+        Tally all[1] = {{0, 0}};
+        each(first, count_, [&](float own) { all[0] += {ByValue ? static_cast<double>(own) : 1.0, 1}; });
+        sum(all);
+        const double wanted = required(all[0].weight);
+        if (wanted <= 0) return {};
+        if (!(all[0].weight >= wanted)) return {0, count_, all[0].count};
+        Tally at_low = all[0], at_high{};
+        while (high - low > 1) {
+            const std::uint64_t step = max((high - low) / (search_pivots + 1), std::uint64_t{1});
+            Tally part[search_pivots] = {};
+            each(first, count_, [&](float own) {
+                const std::uint64_t key = order_key(own);
+#pragma unroll
+                for (int p = 0; p < search_pivots; ++p) {
+                    if (key >= low + (p + 1) * step) part[p] += {ByValue ? static_cast<double>(own) : 1.0, 1};
+                }
+            });
+            sum(part);
+            const std::uint64_t base = low;
+#pragma unroll
+            for (int p = search_pivots - 1; p >= 0; --p) {  // from above: the last that falls short, then the first that reaches
+                const std::uint64_t pivot = base + (p + 1) * step;
+                if (low != base || pivot >= high) continue;
+                if (part[p].weight >= wanted) {
+                    low = pivot;
+                    at_low = part[p];
+                } else {
+                    high = pivot;
+                    at_high = part[p];
+                }
+            }
+        }
+        const int ties = at_low.count - at_high.count;
+        const double one = ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
+        const double rest = wanted - at_high.weight;
+        int need = static_cast<int>(fmin(fmax(rest / one, 1.0), static_cast<double>(ties)));
+        while (need > 1 && (need - 1) * one >= rest) --need;
+        while (need < ties && need * one < rest) ++need;
+        Cut cut{static_cast<std::uint32_t>(low), count_, at_high.count + need};
+        if (Ties && need < ties) cut.tie_end = tie_end(first, cut.key, need);
+        return cut;
+    }
+
+    /// Sum of `count`, a number of each thread block, over those before this one; `total` over all.
+    __device__ __forceinline__ int before(int count, int& total) {
+        auto cluster = cooperative_groups::this_cluster();
+        if (threadIdx.x < search_blocks) {
+            cluster.map_shared_rank(&storage_.of_block[round_][0][rank_], static_cast<int>(threadIdx.x))->count = count;
+        }
+        cluster.sync();
+        int sum = 0;
+        total = 0;
+        for (int r = 0; r < search_blocks; ++r) {
+            if (r == rank_) sum = total;
+            total += storage_.of_block[round_][0][r].count;
+        }
+        round_ ^= 1;
+        return sum;
+    }
+
+  private:
+    static __device__ __forceinline__ void reduce(Tally& own) {
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+            own.weight += __shfl_xor_sync(every_lane, own.weight, distance);
+        }
+        own.count = __reduce_add_sync(every_lane, own.count);
+    }
+    /// visit(value) for this thread's values of places [first, last).
+    template <class Visit>
+    __device__ __forceinline__ void each(int first, int last, const Visit& visit) const {
+        const int skipped = max(first - begin_ - static_cast<int>(threadIdx.x) + search_threads - 1, 0) / search_threads;
+        int i = begin_ + static_cast<int>(threadIdx.x) + skipped * search_threads;
+        const int held = min(held_end_, last), end = min(end_, last);
+#pragma unroll 4
+        for (; i < held; i += search_threads) visit(held_[i - begin_]);
+#pragma unroll 4
+        for (; i < end; i += search_threads) visit(values_[i]);
+    }
+    /// One past the place of the `need`-th value of this key.
+    __device__ __forceinline__ int tie_end(int first, std::uint32_t key, int need) {
+        int below = 0, end = count_;  // [0, below) holds fewer, [0, end) enough
+        while (end - below > 1) {
+            const int middle = below + (end - below) / 2;
+            Tally part[1] = {};
+            each(first, middle, [&](float own) { part[0].count += order_key(own) == key ? 1 : 0; });
+            sum(part);
+            (part[0].count >= need ? end : below) = middle;
+        }
+        return end;
+    }
+
+    Storage& storage_;
+    float* held_;
+    const float* values_;
+    int count_, rank_ = 0, begin_ = 0, end_ = 0, held_end_ = 0, round_ = 0;
+};
+
+/// Launches clusters that search at most `longest` values each.
+template <class Args>
+cudaError_t launch_search(void (*kernel)(Args), dim3 grid, std::int64_t longest, cudaStream_t stream,
+                          const std::remove_const_t<Args>& args) {
+    const int bytes = ClusterSearch::held_bytes(longest);
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return error;
+    return launch_overlapping(kernel, grid, search_threads, bytes, stream, args);
+}
+
+}  // namespace sparseattn::cuda::hopper
