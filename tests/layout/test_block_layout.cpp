@@ -111,6 +111,39 @@ TEST(BlockLayout, BothWaysToTransposeAgree) {
     }
 }
 
+// Other sequences in the same object: no allocation once the longest list of offsets has been there, and grids see it.
+TEST(Sequences, TakeOtherOffsetsInTheSameArrays) {
+    const Exec exec;
+    HostSequences sequences({0, 300, 777, 900});
+    BlockGrid<Exec::memory_space> grid;
+    make_block_grid(exec, sequences, 64, grid);
+    const std::uint64_t before = sequences.id();
+    sequences.assign(exec, {0, 300, 777, 900});
+    EXPECT_EQ(sequences.id(), before);
+    const testing::KokkosRecording recording;
+    for (const auto& offsets : {std::vector<std::int32_t>{0, 70}, {0, 0, 64, 129}, {0, 300, 777, 900}}) {
+        const std::uint64_t id = sequences.id();
+        sequences.assign(exec, offsets);
+        EXPECT_NE(sequences.id(), id);
+        ASSERT_EQ(sequences.device_query_offsets().extent(0), offsets.size());
+        for (std::size_t s = 0; s < offsets.size(); ++s) {
+            EXPECT_EQ(sequences.device_query_offsets()(s), offsets[s]);
+            EXPECT_EQ(sequences.device_key_offsets()(s), offsets[s]);
+        }
+        make_block_grid(exec, sequences, 64, grid);
+        int rows = 0;
+        for (int s = 0; s < sequences.count(); ++s) {
+            EXPECT_EQ(grid.row_begin(s), rows);
+            for (int row = 0; row * 64 < sequences.query_length(s); ++row) EXPECT_EQ(grid.row_sequence(rows++), s);
+        }
+        EXPECT_EQ(grid.rows, rows);
+        EXPECT_EQ(grid.sequences, sequences.count());
+    }
+    EXPECT_THAT(recording.allocations(), ::testing::IsEmpty());
+    EXPECT_THROW(sequences.assign(exec, {0, 5, 3}), InvalidArgument);
+    EXPECT_EQ(sequences.query_offsets(), (std::vector<std::int32_t>{0, 300, 777, 900}));
+}
+
 // Written anew into what was there: nothing is allocated or waited for once the arrays are large enough, whatever was
 // there before, and the lists are those of a fresh one.
 TEST(BlockLayout, ArraysAreKeptFromCallToCall) {
