@@ -40,6 +40,9 @@ const char* broken_lists(const Layout& layout, const Transposed& transposed, boo
     if (layout.windows == nullptr) return sparse ? "sparse.windows" : "layout.windows";
     if (layout.offsets == nullptr) return sparse ? "sparse.offsets" : "layout.offsets";
     if (transposed.offsets == nullptr) return sparse ? "sparse_transposed.offsets" : "transposed.offsets";
+    if (layout.key_offsets != nullptr && transposed.key_offsets == nullptr) {
+        return sparse ? "sparse_transposed.key_offsets" : "transposed.key_offsets";
+    }
     return nullptr;
 }
 const char* broken_arrays(const GatedBackwardParams& p, bool gated) {

@@ -17,20 +17,24 @@ bool storable(const Heads& array) {  // in pairs of bf16
            array.head_stride % 2 == 0;
 }
 
+bool has_singles(const GatedBackwardParams& params) {
+    return params.layout.key_offsets != nullptr || (params.gate != nullptr && params.sparse.key_offsets != nullptr);
+}
+
 /// Whether dQ is summed by the key pass, in no fixed order. A second pass is faster for blocks of 64 with more than 64
 /// channels, and for queries that keep fewer keys than this, of which clearing and converting the sums is the larger
-/// part.
+/// part; and single keys are few per query, but not per key block.
 constexpr double least_keys = 640;
 bool sums_dq(const GatedBackwardParams& params) {
     const double keys = params.density * static_cast<double>(params.batch.keys) / std::max(params.batch.sequences, 1);
     const bool enough = params.density >= 1 || keys >= least_keys;
-    return !params.deterministic && enough && (params.layout.block == 128 || params.head_dim <= 64);
+    return !params.deterministic && enough && !has_singles(params) && (params.layout.block == 128 || params.head_dim <= 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.
 struct Parts {
     std::size_t counters, key_pieces, query_pieces, spare_key_pieces, spare_query_pieces, merges, row_values, gate_sums,
-        partials, dq_sums;
+        partials, dq_sums, line_keys, line_counts, lines_taken;
     std::size_t end = 0;
 
     Parts(const GatedBackwardParams& params, int processors) {
@@ -40,19 +44,25 @@ struct Parts {
             return at;
         };
         const auto number = [](int count) { return static_cast<std::size_t>(std::max(count, 0)); };
+        const bool lines = has_singles(params);
         const std::size_t rows = number(params.layout.rows) * number(params.query_heads);
         const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
+        const std::size_t key_items = number(params.layout.key_blocks) * number(params.key_heads) * (lines ? 2 : 1);
+        const std::size_t keys = lines ? number(params.batch.keys) * number(params.key_heads) : 0;
         const std::size_t slots = Plan::slots(processors), channels = params.head_dim <= 64 ? 64 : 128;
         counters = part(5, sizeof(int));
-        key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        key_pieces = part(key_items + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
-        spare_key_pieces = part(number(params.layout.key_blocks) * number(params.key_heads) + slots, sizeof(Piece));
+        spare_key_pieces = part(key_items + slots, sizeof(Piece));
         spare_query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
         merges = part(Plan::most_merges(processors), sizeof(Merge));
         row_values = part((params.gate != nullptr ? 2 : 1) * tiles * 2 * query_tile, sizeof(float));
         gate_sums = part(params.gate != nullptr ? tiles : 0, sizeof(float));
         partials = part(slots * 2 * number(params.layout.block) * channels, sizeof(float));
         dq_sums = part(sums_dq(params) ? tiles * query_tile * channels : 0, sizeof(float));
+        line_keys = part(keys, sizeof(std::int32_t));
+        line_counts = part(lines ? number(params.key_heads) * number(params.batch.sequences) : 0, sizeof(int));
+        lines_taken = part(keys, 1);
     }
 };
 
@@ -64,6 +74,10 @@ Branch branch_of(const Layout& layout, const Transposed& transposed, const Heads
             layout.columns,
             transposed.offsets,
             transposed.rows,
+            layout.key_offsets,
+            layout.keys,
+            layout.key_offsets == nullptr ? nullptr : transposed.key_offsets,
+            transposed.key_rows,
             out,
             lse};
 }
@@ -90,7 +104,6 @@ const char* backward_gap(const GatedBackwardParams& params) {
         return "query heads are not a multiple of key heads";
     }
     const bool gated = params.gate != nullptr;
-    if (params.layout.key_offsets != nullptr || (gated && params.sparse.key_offsets != nullptr)) return "single keys";
     if (!(params.scale > 0) || !std::isfinite(params.scale)) return "scale is not positive";
     if (!copyable(params.query)) return "query is not 16-byte aligned";
     if (!copyable(params.key)) return "key is not 16-byte aligned";
@@ -122,6 +135,7 @@ Status backward(const GatedBackwardParams& params) {
     BackwardArgs args{};
     args.query_heads = params.query_heads;
     args.key_heads = params.key_heads;
+    args.group = params.query_heads / params.key_heads;
     args.head_dim = params.head_dim;
     args.tiles = params.layout.rows * (params.layout.block / query_tile);
     args.scale = params.scale;
@@ -144,10 +158,19 @@ Status backward(const GatedBackwardParams& params) {
     args.gate_sums = reinterpret_cast<float*>(workspace + parts.gate_sums);
     args.dgate = params.dgate;
     args.dq_sums = sums ? reinterpret_cast<float*>(workspace + parts.dq_sums) : nullptr;
+    if (has_singles(params)) {
+        args.lines.keys = reinterpret_cast<std::int32_t*>(workspace + parts.line_keys);
+        args.lines.counts = reinterpret_cast<int*>(workspace + parts.line_counts);
+        args.lines.taken = reinterpret_cast<unsigned char*>(workspace + parts.lines_taken);
+    }
+    args.key = params.key;
+    args.value = params.value;
     args.dq = params.dq;
     args.dk = params.dk;
     args.dv = params.dv;
 
+    error = launch_lines(args, params);
+    if (error != cudaSuccess) return {error, "lines kernel"};
     error = launch_plan(args, params, machine);
     if (error != cudaSuccess) return {error, "plan kernel"};
     error = launch_prepare(args, params);

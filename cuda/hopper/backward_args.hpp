@@ -15,7 +15,7 @@ inline constexpr int query_tile = 64;
 /// A share of an item of a pass: entries [first, first + count) of its lists, one after the other. Long items of the
 /// key pass are cut into pieces whose sums go to slots of their own and are added up, in order, at the end.
 struct Piece {
-    int item;  // key head * key blocks + key block; query head * rows + (rows - 1 - row)
+    int item;  // of the key pass: see KeyItem; of the query pass: query head * rows + (rows - 1 - row)
     int first, count;
     int slot;  // of the partial sums; -1: the piece is the whole item
 };
@@ -49,13 +49,30 @@ struct Branch {
     const std::int32_t* columns;
     const std::int64_t* row_offsets;  // [lists * key blocks + 1] into rows
     const std::int32_t* rows;
+    const std::int64_t* single_offsets;  // [lists * rows + 1] into singles; null: no single keys
+    const std::int32_t* singles;
+    const std::int64_t* single_row_offsets;  // [lists * T_k + 1] into single_rows
+    const std::int32_t* single_rows;
     Heads out;
     Rows lse;
+};
+
+/// The keys that rows visit singly, collected for the key pass, so that a vertical line costs what it keeps and not all
+/// of its key block. A sequence of a key head of which few keys are visited singly (by any head of the group, in any
+/// branch), each by many rows, has them in lines: the key pass works on them in tiles of their own, over all rows that
+/// visit them, singly or by block, and leaves them out where it works on their blocks. Otherwise blocks are the better
+/// tiles: the rows that visit keys of a block singly follow those that visit all of it.
+struct Lines {
+    static constexpr int most = 4;  // at most one key of so many
+    std::int32_t* keys;             // [key heads][T_k]: those of a sequence from its first token on, ascending, counted in it
+    int* counts;                    // [key heads][sequences]; -1: not in lines
+    unsigned char* taken;           // [key heads][T_k]: 1: in lines. Null: no branch has single keys
 };
 
 /// Everything the kernels read besides the tensor maps.
 struct BackwardArgs {
     int query_heads, key_heads;
+    int group;     // query heads per key head
     int head_dim;  // kernels work on 64 or 128 channels; those past head_dim read as zeros and are not written
     int branches;
     int tiles;         // of one head: layout.rows * block / 64
@@ -70,7 +87,9 @@ struct BackwardArgs {
     float* row_values;
     float* gate_sums;  // [Hq * tiles], with gates: dout (full - sparse) of a tile
     float* dq_sums;    // [Hq * tiles][64 * d] in fragment order (see backward_parts.cuh), or null
+    Lines lines;
     Plan plan;
+    Heads key, value;  // for what the tensor maps cannot load: single keys
     Heads dq, dk, dv;
     float* dgate;
 };
@@ -90,9 +109,11 @@ struct Machine {
     int processors, l2_bytes;
 };
 
-// In the order of the launches. The first three overlap: preparing needs nothing of the plan, and the key pass waits
-// for both. The query pass starts on the multiprocessors that the key pass leaves.
+// In the order of the launches. Plan, preparation and key pass overlap: preparing needs nothing of the plan, and the key
+// pass waits for both. The query pass starts on the multiprocessors that the key pass leaves.
 
+/// Fills the lines.
+cudaError_t launch_lines(const BackwardArgs& args, const GatedBackwardParams& params);
 /// Fills the plan.
 cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& params, const Machine& machine);
 /// delta, lse to base 2, dq_sums to zero when there are any; gate_sums.

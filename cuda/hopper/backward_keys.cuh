@@ -35,6 +35,10 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
         static __device__ __forceinline__ int group() { return threadIdx.x / 128 - 1; }  // of the consumers, 0 or 1
         static __device__ __forceinline__ int thread() { return threadIdx.x % 128; }     // in the warpgroup
         static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+        /// The thread's first key of the tile; its second one is 8 further on.
+        static __device__ __forceinline__ int first_row() {
+            return (split_keys ? group() * 64 : 0) + first_row_of(thread());
+        }
 
         __device__ __forceinline__ void next_tile() {
             for (int i = 0; i < tile_step; ++i) ring.next();
@@ -72,10 +76,12 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             const int tail = shared.item.queries - window.dense_tail - first;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int j =
-                    shared.item.begin + (split_keys ? group() * 64 : 0) + thread() / 32 * 16 + lane() / 4 + 8 * half;
+                const int row = first_row() + 8 * half, j = shared.keys[row];
                 const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
-                const int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
+                int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
+                if constexpr (!WithQueries) {
+                    if ((shared.look.key_bits[ring.stage][row / 32] >> row % 32 & 1) == 0) low = far;
+                }
                 const int high =
                     window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
 #pragma unroll
@@ -273,27 +279,34 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
         /// Writes dK and dV, or a piece's part of them.
         __device__ __forceinline__ void finish() {
             const ItemNote item = shared.item;
+            std::int64_t tokens[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int key = shared.keys[first_row() + 8 * half];
+                tokens[half] = key == no_key ? -1 : item.token + key;
+            }
             if constexpr (split_keys) {
                 barrier_arrive(&shared.keys_empty);
-                write(item, 0, group(), dkey);
-                write(item, 1, group(), dvalue);
+                write(item, 0, tokens, dkey);
+                write(item, 1, tokens, dvalue);
             } else if (group() == 0) {
                 exchange(dkey, dvalue);
-                write(item, 1, 0, dvalue);
+                write(item, 1, tokens, dvalue);
             } else {
                 exchange(dvalue, dkey);
-                write(item, 0, 0, dkey);
+                write(item, 0, tokens, dkey);
             }
         }
-        /// Writes the sums of 64 keys, the part-th of the block, to dK (matrix 0) or dV (1) or to partial sums.
-        __device__ __forceinline__ void write(const ItemNote& item, int matrix, int part, const float (&sums)[D / 2]) {
+        /// Writes the sums of 64 keys to dK (matrix 0) or dV (1) or to partial sums.
+        __device__ __forceinline__ void write(const ItemNote& item, int matrix, const std::int64_t (&tokens)[2],
+                                              const float (&sums)[D / 2]) {
             if (item.slot >= 0) {
+                const std::int64_t part = split_keys ? group() : 0;
                 const std::int64_t at = (static_cast<std::int64_t>(item.slot) * 2 + matrix) * (B / 64) + part;
                 write_fragments<D / 2>(args.plan.partials + at * 64 * D, sums, thread());
             } else {
-                store_rows<D / 2>(matrix == 0 ? args.dk : args.dv, sums, matrix == 0 ? args.scale : 1.0f,
-                                  item.token + part * 64, item.head, 0, args.head_dim,
-                                  item.keys - item.begin - part * 64, thread());
+                store_rows<D / 2>(matrix == 0 ? args.dk : args.dv, sums, matrix == 0 ? args.scale : 1.0f, tokens,
+                                  item.head, 0, args.head_dim, lane());
             }
         }
         /// Gives one sum to the other warpgroup and adds what that one gives to the other sum, through the memory of K
@@ -334,23 +347,26 @@ __global__ void __launch_bounds__(384, 1)
             barrier_init(&shared.empty[stage], Pass::readers * releasing_lanes);
         }
         barrier_init_fence();
+        if constexpr (!WithQueries) shared.look.turn = 0;
     }
     __syncthreads();
     wait_for_previous_kernel();
     dependents_may_launch();  // the query pass needs nothing of this one
     const int warpgroup = threadIdx.x / 128;
     if (warpgroup == 0) {
-        give_registers<24>();
+        give_registers<Pass::load_registers>();
         const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
         if (warp == 0) {
             const int lane = static_cast<int>(threadIdx.x);
             typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
             producer.run();
-        } else if (WithQueries && warp < 3) {
-            Pass::add_dqueries(args, shared, warp - 1);
+        } else if constexpr (WithQueries) {
+            if (warp < 3) Pass::add_dqueries(args, shared, warp - 1);
+        } else if (warp == 1 && args.lines.taken != nullptr) {
+            Pass::look(args, shared, static_cast<int>(threadIdx.x) % 32);
         }
     } else {
-        take_registers<240>();
+        take_registers<Pass::sum_registers>();
         typename Pass::Consumer consumer{args, shared, {}};
         consumer.run();
     }

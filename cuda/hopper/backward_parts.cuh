@@ -59,15 +59,16 @@ class PieceQueue {
 struct TileNote {
     int begin;   // first query (key pass) or key (query pass) in its sequence; -1 ends the item
     int masked;  // 0, or 1 + the branch whose token rule hides pairs
-    int head;    // query head (key pass); of an end mark of the query pass: the next branch of the item, or -1
+    int head;    // query head (key pass); in the query pass: of an end mark the next branch of the item, or -1; of
+                 // others 1: single keys
     int tile;    // number over all heads (key pass)
 };
 
 /// One item, written by the producer before the barrier of what an item keeps in shared memory.
 struct ItemNote {
     int head;   // key head (key pass), query head (query pass); -1: no more work
-    int token;  // first key (query) of the block in the packed batch
-    int begin;  // the same in its sequence
+    int token;  // first key of the sequence, first query of the block (query pass), in the packed batch
+    int begin;  // first query in its sequence (query pass)
     int tile;   // first query tile over all heads (query pass)
     int queries, keys;
     int slot;    // of partial sums; -1: results are written
@@ -120,6 +121,25 @@ struct RaggedLoader {
     }
 };
 
+/// Rows of some keys of one head and sequence, whose first token is `token`, to panels of 64 channels, by `Threads`
+/// threads of which this is number `thread`; zeros for no_key. Then waits for them, not for those of other threads.
+template <int Rows, int D, int Threads>
+__device__ __forceinline__ void gather_rows(unsigned char* shared, const Heads& array, int head, int token, int d,
+                                            const int* keys, int thread) {
+    constexpr int pieces = D / 8;
+    const auto* base =
+        static_cast<const __nv_bfloat16*>(array.data) + head * array.head_stride + token * array.token_stride;
+#pragma unroll 1
+    for (int item = thread; item < Rows * pieces; item += Threads) {
+        const int row = item / pieces, piece = item % pieces, key = keys[row];
+        const bool valid = key < no_key && piece * 8 < d;
+        copy_16(shared + piece / 8 * Rows * swizzle_row + swizzled(row, piece % 8),
+                base + (valid ? key * array.token_stride + piece * 8 : 0), valid);
+    }
+    copy_wait_all();
+    fence_async_shared();
+}
+
 /// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
 /// orders the reads of the others before the arrival of one; builds for them let all arrive.
 #ifdef SPARSEATTN_CUDA_CHECKED
@@ -137,8 +157,9 @@ __device__ __forceinline__ void warp_release(Barrier* barrier, int lane) {
 template <int D, int N>
 __device__ __forceinline__ void product_of_rows(float (&d)[N], const unsigned char* a, int a_panel,
                                                 const unsigned char* b, int b_panel) {
-    const std::uint64_t a0 = operand(a);
+    std::uint64_t a0 = operand(a);
     const std::uint64_t b0 = operand(b);
+    if constexpr (D == 256) asm volatile("" : "+l"(a0));  // else its advances are kept in registers from tile to tile
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
         product(d, advance(a0, step / 4 * a_panel + step % 4 * 32), advance(b0, step / 4 * b_panel + step % 4 * 32),
@@ -181,24 +202,25 @@ __device__ __forceinline__ void stay_before(const std::uint32_t (&bits)[Count], 
     asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %0, 0;\n @p nanosleep.u32 0;\n}\n" ::"r"(all & sign) : "memory");
 }
 
-/// Writes 64 rows of a product (columns [column, column + 2 * Count)) to a [tokens, heads, d] array, `valid` rows of
-/// them and what is below `d` of the columns. `thread` counts in the warpgroup.
+/// Of a product of 64 rows, the thread's first row; its second one is 8 below.
+__device__ __forceinline__ int first_row_of(int thread) {
+    return thread / 32 * 16 + thread % 32 / 4;
+}
+/// Writes a thread's rows of a product (columns [column, column + 2 * Count)) to tokens of a [tokens, heads, d] array,
+/// what is below `d` of the columns. Token -1: not written.
 template <int Count>
-__device__ __forceinline__ void store_rows(const Heads& array, const float* values, float scale, std::int64_t token,
-                                           int head, int column, int d, int valid, int thread) {
-    const int row = thread / 32 * 16 + thread % 32 / 4;
-    auto* base = static_cast<__nv_bfloat16*>(array.data) + (token + row) * array.token_stride +
-                 head * array.head_stride + column + thread % 4 * 2;
-    const std::int64_t below = 8 * array.token_stride;
+__device__ __forceinline__ void store_rows(const Heads& array, const float* values, float scale,
+                                           const std::int64_t (&tokens)[2], int head, int column, int d, int lane) {
 #pragma unroll
-    for (int i = 0; i < Count; i += 4) {
-        if (column + i * 2 >= d) break;
-        if (row < valid) {
-            *reinterpret_cast<std::uint32_t*>(base + i * 2) = pack_bf16(values[i] * scale, values[i + 1] * scale);
-        }
-        if (row + 8 < valid) {
-            *reinterpret_cast<std::uint32_t*>(base + below + i * 2) =
-                pack_bf16(values[i + 2] * scale, values[i + 3] * scale);
+    for (int half = 0; half < 2; ++half) {
+        if (tokens[half] < 0) continue;
+        auto* row = static_cast<__nv_bfloat16*>(array.data) + tokens[half] * array.token_stride +
+                    head * array.head_stride + column + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < Count; i += 4) {
+            if (column + i * 2 >= d) break;
+            *reinterpret_cast<std::uint32_t*>(row + i * 2) =
+                pack_bf16(values[i + 2 * half] * scale, values[i + 2 * half + 1] * scale);
         }
     }
 }

@@ -35,17 +35,24 @@ struct Order {
     }
 };
 
-/// Lengths of the items of the key pass, in list entries.
+/// Lengths of the items of the key pass, in list entries and rows looked at; -1: there is no such item.
 struct KeyItems {
     const BackwardArgs& args;
-    __device__ int count() const { return args.key_heads * args.layout.key_blocks; }
-    __device__ int head(int item) const { return item / args.layout.key_blocks; }
-    __device__ int length(int item) const {
-        const int blocks = args.layout.key_blocks, group = args.query_heads / args.key_heads;
-        const int head = item / blocks * group, block = item % blocks;
+    __device__ int count() const {
+        return args.key_heads * args.layout.key_blocks * (args.lines.taken != nullptr ? 2 : 1);
+    }
+    __device__ int head(int item) const { return item / args.layout.key_blocks % args.key_heads; }
+    __device__ int length(int number) const {
+        const KeyItem item(args, number);
+        if (item.keys <= 0) return -1;
+        const SequenceSpan span(args.batch, item.sequence);
+        const int group = args.group, first = item.head * group;
         int total = 0;
         for (int branch = 0; branch < args.branches; ++branch) {
-            for (int member = 0; member < group; ++member) total += rows_of(args, branch, head + member, block).count;
+            for (int head = first; head < first + group; ++head) {
+                if (!item.lines) total += rows_of(args, branch, head, item.block).count;
+                total += item.looked_rows(args, span, branch, head);
+            }
         }
         return total;
     }
@@ -59,7 +66,10 @@ struct QueryItems {
         const int rows = args.layout.rows;
         int total = 0;
         for (int branch = 0; branch < args.branches; ++branch) {
-            total += columns_of(args, branch, item / rows, rows - 1 - item % rows).count;
+            const int head = item / rows, row = rows - 1 - item % rows;
+            const int singles = singles_of(args, branch, head, row).count;
+            total += columns_of(args, branch, head, row).count +
+                     (singles + args.layout.block - 1) / args.layout.block;
         }
         return total;
     }
@@ -88,7 +98,7 @@ __device__ void measure(const Items& items, Shared& shared, Piece* lengths, std:
     for (int item = threadIdx.x; item < items.count(); item += threads) {
         const int length = items.length(item);
         lengths[item].count = length;
-        my_total += length;
+        my_total += max(length, 0);
         my_longest = max(my_longest, length);
     }
     atomicAdd(&shared.total, static_cast<unsigned long long>(my_total));
@@ -139,7 +149,7 @@ __device__ int cut_items(const Items& items, Shared& shared, int limit, const Pi
     auto& counts = shared.counts;  // of pieces, slots and merges
     const int thread = column_of(static_cast<int>(threadIdx.x));
     const Share share(items.count());
-    const auto parts_of = [&](int length) { return max(1, (length + limit - 1) / limit); };
+    const auto parts_of = [&](int length) { return length < 0 ? 0 : max(1, (length + limit - 1) / limit); };
     for (int row = 0; row < 3; ++row) counts[row][thread] = 0;
     for (int item = share.begin; item < share.end; ++item) {
         const int parts = parts_of(lengths[item].count);
@@ -237,7 +247,7 @@ cudaError_t launch_plan(const BackwardArgs& args, const GatedBackwardParams& par
     cudaError_t error = cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared));
     if (error != cudaSuccess) return error;
     // What the items of a key head read over and over: Q and dO of its group, or K and V.
-    const int group = args.query_heads / args.key_heads;
+    const int group = args.group;
     const auto heads_in_cache = [&](double tokens) {
         const double bytes = 4.0 * params.head_dim * std::max(tokens, 1.0);
         return static_cast<int>(std::clamp(0.6 * machine.l2_bytes / bytes, 1.0, 1.0 * args.key_heads));

@@ -170,16 +170,16 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
     if (static_cast<int>(blockIdx.x) >= args.plan.count[2]) return;
     const Merge merge = args.plan.merges[blockIdx.x];
     const int matrix = blockIdx.y, part = blockIdx.z, lane = threadIdx.x % 32;
-    const int head = merge.item / args.layout.key_blocks, block = merge.item % args.layout.key_blocks;
-    const int sequence = args.layout.key_block_sequence[block];
-    const int row = part * 64 + threadIdx.x / 32 * 16 + lane / 4;
-    const std::int64_t token = args.batch.key_offsets[sequence] + row +
-                               (block - args.layout.key_block_begin[sequence]) * std::int64_t{args.layout.block};
-    const std::int64_t end = args.batch.key_offsets[sequence + 1];
+    const KeyItem item(args, merge.item);
+    const SequenceSpan span(args.batch, item.sequence);
     const Heads& array = matrix == 0 ? args.dk : args.dv;
     const float scale = matrix == 0 ? args.scale : 1.0f;
-    auto* out =
-        static_cast<__nv_bfloat16*>(array.data) + head * array.head_stride + token * array.token_stride + lane % 4 * 2;
+    std::int64_t tokens[2];
+    for (int half = 0; half < 2; ++half) {
+        const int key = item.key(args, span, part * 64 + threadIdx.x / 32 * 16 + lane / 4 + 8 * half);
+        tokens[half] = key == no_key ? -1 : std::int64_t{span.key_begin} + key;
+    }
+    auto* out = static_cast<__nv_bfloat16*>(array.data) + item.head * array.head_stride + lane % 4 * 2;
     const std::int64_t pitch = std::int64_t{2} * gridDim.z * (64 * D / 4);  // from slot to slot
     const float4* partials = reinterpret_cast<const float4*>(args.plan.partials) + merge.slot * pitch +
                              (static_cast<std::int64_t>(matrix) * gridDim.z + part) * (64 * D / 4) + threadIdx.x;
@@ -189,12 +189,13 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
             const float4 other = partials[piece * pitch + f * 128];
             sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
         }
-        if (token < end) {
-            *reinterpret_cast<__nv_bfloat162*>(out + 8 * f) = __floats2bfloat162_rn(sum.x * scale, sum.y * scale);
+        if (tokens[0] >= 0) {
+            *reinterpret_cast<std::uint32_t*>(out + tokens[0] * array.token_stride + 8 * f) =
+                pack_bf16(sum.x * scale, sum.y * scale);
         }
-        if (token + 8 < end) {
-            *reinterpret_cast<__nv_bfloat162*>(out + 8 * array.token_stride + 8 * f) =
-                __floats2bfloat162_rn(sum.z * scale, sum.w * scale);
+        if (tokens[1] >= 0) {
+            *reinterpret_cast<std::uint32_t*>(out + tokens[1] * array.token_stride + 8 * f) =
+                pack_bf16(sum.z * scale, sum.w * scale);
         }
     }
 }

@@ -23,7 +23,7 @@ cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParam
         const int tokens = queries ? args.batch.queries : args.batch.keys;
         if (tokens == 0) return cudaSuccess;  // never loaded from
         return make_heads_map(map, array, tokens, queries ? args.query_heads : args.key_heads, params.head_dim,
-                              args.layout.block);
+                              queries || params.head_dim < 256 ? args.layout.block : 64);
     };
     cudaError_t error = make(maps.query, params.query, true);
     if (error == cudaSuccess) error = make(maps.dout, params.dout, true);
@@ -34,8 +34,12 @@ cudaError_t launch_query_pass(const BackwardArgs& args, const GatedBackwardParam
         return args.layout.block == 64 ? launch<64, 64>(args, maps, processors, params.stream)
                                        : launch<64, 128>(args, maps, processors, params.stream);
     }
-    return args.layout.block == 64 ? launch<128, 64>(args, maps, processors, params.stream)
-                                   : launch<128, 128>(args, maps, processors, params.stream);
+    if (params.head_dim <= 128) {
+        return args.layout.block == 64 ? launch<128, 64>(args, maps, processors, params.stream)
+                                       : launch<128, 128>(args, maps, processors, params.stream);
+    }
+    return args.layout.block == 64 ? launch<256, 64>(args, maps, processors, params.stream)
+                                   : launch<256, 128>(args, maps, processors, params.stream);
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -4,6 +4,7 @@
 ///
 /// A persistent block of one producer warp and two consumer warpgroups takes items (query head, row). It keeps Q and dO
 /// of the row in shared memory and dQ in registers while key blocks stream through two rings, one of K and one of V.
+/// Single keys follow the blocks of a list, gathered by the other warps of the producer's warpgroup as blocks of their own.
 /// S = Q K^T and dP = dO V^T are formed again; dS leaves the registers only as operand of dQ += dS K. Blocks of 128:
 /// each warpgroup has 64 of the queries and both see every key block. Blocks of 64: both have all queries and take key
 /// blocks in turn; their sums are added at the end. Every sum has a fixed order.
@@ -12,24 +13,35 @@
 
 namespace sparseattn::cuda::hopper {
 
+/// Rows that are to be gathered: keys or values of single keys.
+struct GatherOrder {
+    int stage;  // of the ring; -1: no more
+    int list;   // stage of the ring of keys that says which
+    int head;   // of keys
+    int token;  // first key of the sequence in the packed batch
+};
+
 template <int D, int B>
 struct QueryPass {
-    static_assert((D == 64 || D == 128) && (B == 64 || B == 128));
-    static constexpr int block_bytes = B * D * 2;
-    static constexpr int panel = B * swizzle_row;
-    static constexpr int key_stages = B == 64 ? 6 - D / 64 : (D == 64 ? 4 : 3);
-    static constexpr int value_stages = B == 64 ? key_stages : (D == 64 ? 4 : 2);
+    static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
+    static constexpr int tile_keys = D == 256 ? 64 : B;  // of a block that are worked on at once
+    static constexpr int query_bytes = B * D * 2, key_bytes = tile_keys * D * 2;
+    static constexpr int query_panel = B * swizzle_row, key_panel = tile_keys * swizzle_row;
+    static constexpr int key_stages = D == 256 ? (B == 64 ? 3 : 2) : (B == 64 ? 6 - D / 64 : (D == 64 ? 4 : 3));
+    static constexpr int value_stages = D == 256 ? key_stages - 1 : (B == 64 || D == 64 ? key_stages : 2);
     static constexpr bool split_queries = B == 128;
     static constexpr int readers = split_queries ? 8 : 4;
     static constexpr int tile_step = split_queries ? 1 : 2;
-    static constexpr int scores = B / 2;  // registers of a thread
+    static constexpr int scores = tile_keys / 2;  // registers of a thread
 
     struct Shared {
-        alignas(1024) unsigned char query[block_bytes];
-        alignas(1024) unsigned char dout[block_bytes];
-        alignas(1024) unsigned char key[key_stages][block_bytes];
-        alignas(1024) unsigned char value[value_stages][block_bytes];
+        alignas(1024) unsigned char query[query_bytes];
+        alignas(1024) unsigned char dout[query_bytes];
+        alignas(1024) unsigned char key[key_stages][key_bytes];
+        alignas(1024) unsigned char value[value_stages][key_bytes];
         TileNote notes[key_stages];
+        int singles[key_stages][tile_keys];  // of a tile of single keys
+        GatherOrder orders[2];  // of keys, of values
         ItemNote item;
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
@@ -50,12 +62,12 @@ struct QueryPass {
         /// Loads a key block's keys or values, of which `valid` are of its sequence; nothing when `begin` < 0.
         __device__ __forceinline__ void load(unsigned char* stage, const CUtensorMap* map, Barrier* full, int begin,
                                              int token, int head, int valid) {
-            const bool whole = begin >= 0 && valid >= B;
-            if (begin >= 0 && !whole) ragged.template load<B, D>(stage, map, token, head, valid);
+            const bool whole = begin >= 0 && valid >= tile_keys;
+            if (begin >= 0 && !whole) ragged.template load<tile_keys, D>(stage, map, token, head, valid);
             if (elect_one()) {
                 if (whole) {
-                    barrier_expect(full, block_bytes);
-                    load_tile<B, D>(stage, map, full, token, head);
+                    barrier_expect(full, key_bytes);
+                    load_tile<tile_keys, D>(stage, map, full, token, head);
                 } else {
                     barrier_arrive(full);
                 }
@@ -76,20 +88,47 @@ struct QueryPass {
             values.next();
         }
 
-        /// The key blocks that queries [i0, i1) of a row visit, and the end marks of the branch.
+        /// Orders keys (0) or values (1) in turn. They are gathered once the order before is done.
+        __device__ __forceinline__ void give(int which, const GatherOrder& order) {
+            if (elect_one()) shared.orders[which] = order;
+            __syncwarp();
+            named_sync(2, 128);
+        }
+        /// The single keys of a list, as tiles.
+        __device__ __forceinline__ void send_singles(const ListSpan& list, int branch, int key_head, int key_token) {
+            for (int first = 0; first < list.count; first += tile_keys) {
+                barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
+                for (int i = lane; i < tile_keys; i += 32) {
+                    shared.singles[keys.stage][i] = first + i < list.count ? list.entries[first + i] : no_key;
+                }
+                if (elect_one()) shared.notes[keys.stage] = {0, 1 + branch, 1, 0};
+                give(0, {keys.stage, keys.stage, key_head, key_token});
+                barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
+                give(1, {values.stage, keys.stage, key_head, key_token});
+                keys.next();
+                values.next();
+            }
+        }
+
+        /// The key blocks that queries [i0, i1) of a row visit, the single keys, and the end marks of the branch.
         __device__ __forceinline__ void send_branch(int branch, int next, int head, int row, int i0, int i1,
                                                     const SequenceSpan& span) {
             const Branch& lists = args.branch[branch];
             const TokenRule rule{span.queries, span.keys, lists.causal, lists.windows[head]};
-            const int key_head = head / (args.query_heads / args.key_heads);
+            const int key_head = head / args.group;
             const ListSpan list = columns_of(args, branch, head, row);
             ListWalk columns(list.entries, list.count, lane);
             for (int index = 0; index < list.count; ++index) {
-                const int j0 = columns.entry(index) * B;
-                if (rule.none_visible(i0, i1, j0, j0 + B)) continue;
-                send({j0, rule.all_visible(i0, i1, j0, j0 + B) ? 0 : 1 + branch, 0, 0}, span.key_begin + j0, key_head,
-                     span.keys - j0);
+                const int begin = columns.entry(index) * B;
+#pragma unroll
+                for (int j0 = begin; j0 < begin + B; j0 += tile_keys) {
+                    const int j1 = j0 + tile_keys;
+                    if (rule.none_visible(i0, i1, j0, j1)) continue;
+                    send({j0, rule.all_visible(i0, i1, j0, j1) ? 0 : 1 + branch, 0, 0}, span.key_begin + j0, key_head,
+                         span.keys - j0);
+                }
             }
+            send_singles(singles_of(args, branch, head, row), branch, key_head, span.key_begin);
             for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0, 0);
         }
 
@@ -109,7 +148,7 @@ struct QueryPass {
                                i0,           head * args.tiles + row * (B / query_tile),
                                span.queries, span.keys,
                                -1,           first};
-                barrier_expect(&shared.queries_full, 2 * block_bytes);
+                barrier_expect(&shared.queries_full, 2 * query_bytes);
                 load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
                 load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
             }
@@ -130,8 +169,28 @@ struct QueryPass {
                 shared.item.head = -1;
                 barrier_arrive(&shared.queries_full);
             }
+            if (args.lines.taken != nullptr) give(0, {-1, 0, 0, 0});
         }
     };
+
+    // --- Gatherers --------------------------------------------------------------------------------------------------
+
+    /// The other warps of the producer's warpgroup.
+    static __device__ __forceinline__ void gather(const BackwardArgs& args, Shared& shared) {
+        const int thread = static_cast<int>(threadIdx.x) - 32;
+        for (int which = 0;; which ^= 1) {
+            named_sync(2, 128);
+            const GatherOrder order = shared.orders[which];
+            if (order.stage < 0) break;
+            gather_rows<tile_keys, D, 96>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
+                                  which == 0 ? args.key : args.value, order.head, order.token, args.head_dim,
+                                  shared.singles[order.list], thread);
+            named_sync(3, 96);
+            if (thread == 0) {
+                barrier_arrive(which == 0 ? &shared.key_full[order.stage] : &shared.value_full[order.stage]);
+            }
+        }
+    }
 
     // --- Consumers --------------------------------------------------------------------------------------------------
 
@@ -150,7 +209,7 @@ struct QueryPass {
         static __device__ __forceinline__ int thread() { return threadIdx.x % 128; }     // in the warpgroup
         static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
         static __device__ __forceinline__ int first_query() { return split_queries ? group() * 64 : 0; }
-        static __device__ __forceinline__ int row() { return thread() / 32 * 16 + lane() / 4; }
+        static __device__ __forceinline__ int row() { return first_row_of(thread()); }
 
         __device__ __forceinline__ void next_tile() {
             for (int i = 0; i < tile_step; ++i) {
@@ -170,19 +229,20 @@ struct QueryPass {
 
         __device__ __forceinline__ void start_scores() {
             product_fence();
-            product_of_rows<D>(score, shared.query + first_query() * swizzle_row, panel, shared.key[keys.stage], panel);
+            product_of_rows<D>(score, shared.query + first_query() * swizzle_row, query_panel, shared.key[keys.stage],
+                               key_panel);
             product_commit();
         }
         __device__ __forceinline__ void start_dscores() {
             product_fence();
-            product_of_rows<D>(dscore, shared.dout + first_query() * swizzle_row, panel, shared.value[values.stage],
-                               panel);
+            product_of_rows<D>(dscore, shared.dout + first_query() * swizzle_row, query_panel,
+                               shared.value[values.stage], key_panel);
             product_commit();
         }
         /// dQ += dS K of the key block in stage `stage`.
         __device__ __forceinline__ void start_dquery(int stage) {
             product_fence();
-            product_of_packed<B>(dquery, packed_dscore, shared.key[stage], panel);
+            product_of_packed<tile_keys>(dquery, packed_dscore, shared.key[stage], key_panel);
             product_commit();
         }
 
@@ -209,6 +269,29 @@ struct QueryPass {
             }
         }
 
+        /// The same for single keys.
+        __device__ __forceinline__ void mask_singles() {
+            const ItemNote item = shared.item;
+            const int branch = shared.notes[keys.stage].masked - 1;
+            const TokenRule rule{item.queries, item.keys, causal_of(args, branch), window_of(args, branch, item.head)};
+            const int* singles = shared.singles[keys.stage] + lane() % 4 * 2;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int query = item.begin + first_query() + row() + 8 * half;
+                const int end = rule.key_end(query), local = rule.local_begin(query);
+#pragma unroll
+                for (int i = 0; i < scores; i += 4) {
+#pragma unroll
+                    for (int side = 0; side < 2; ++side) {
+                        const int key = singles[i * 2 + side];
+                        if (key >= end || (key >= rule.window.sink && key < local)) {
+                            score[i + 2 * half + side] = -INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+
         /// dS of the key block at the current position, packed, and meanwhile, unless it is the branch's first, the
         /// product with the keys of the block before. No product is in flight on entry or on return.
         template <bool First>
@@ -225,10 +308,15 @@ struct QueryPass {
             start_dscores();
             product_wait<1>();
             pin(score);
-            if (shared.notes[keys.stage].masked != 0) mask();
+            if (shared.notes[keys.stage].masked != 0) {
+                if (shared.notes[keys.stage].head != 0)
+                    mask_singles();
+                else
+                    mask();
+            }
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
-            if constexpr (split_queries) {  // measured: it does not help the others
+            if constexpr (split_queries && D < 256) {  // measured: it does not help blocks of 64
                 std::uint32_t bits[scores];
 #pragma unroll
                 for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
@@ -304,25 +392,29 @@ struct QueryPass {
         /// Writes dQ.
         __device__ __forceinline__ void finish() {
             const ItemNote item = shared.item;
-            const int valid = item.queries - item.begin - first_query();
+            const int query = first_query() + row();
+            std::int64_t tokens[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const bool valid = item.begin + query + 8 * half < item.queries;
+                tokens[half] = valid ? item.token + query + 8 * half : -1;
+            }
             if constexpr (split_queries) {
                 barrier_arrive(&shared.queries_empty);
-                store_rows<D / 2>(args.dq, dquery, args.scale, item.token + first_query(), item.head, 0, args.head_dim,
-                                  valid, thread());
+                store_rows<D / 2>(args.dq, dquery, args.scale, tokens, item.head, 0, args.head_dim, lane());
             } else if (group() == 0) {
                 exchange(dquery + D / 4, dquery);
-                store_rows<D / 4>(args.dq, dquery, args.scale, item.token, item.head, 0, args.head_dim, valid,
-                                  thread());
+                store_rows<D / 4>(args.dq, dquery, args.scale, tokens, item.head, 0, args.head_dim, lane());
             } else {
                 exchange(dquery, dquery + D / 4);
-                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, item.token, item.head, D / 2, args.head_dim,
-                                  valid, thread());
+                store_rows<D / 4>(args.dq, dquery + D / 4, args.scale, tokens, item.head, D / 2, args.head_dim,
+                                  lane());
             }
         }
         /// Gives one half of the channels to the other warpgroup and adds what that one gives to the other half,
         /// through the memory of Q and dO.
         __device__ __forceinline__ void exchange(const float* given, float* kept) {
-            constexpr int floats = block_bytes / 4;  // D / 4 registers of 128 threads
+            constexpr int floats = query_bytes / 4;  // D / 4 registers of 128 threads
             float* memory = reinterpret_cast<float*>(shared.query);
             named_sync(1, 256);
             write_fragments<D / 4>(memory + group() * floats, given, thread());
@@ -358,11 +450,14 @@ __global__ void __launch_bounds__(384, 1)
     __syncthreads();
     if (threadIdx.x / 128 == 0) {
         give_registers<24>();
-        if (threadIdx.x < 32) {
+        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
+        if (warp == 0) {
             const int lane = static_cast<int>(threadIdx.x);
             typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}, {}};
             producer.run();
             wait_for_previous_kernel();  // so that whatever follows this kernel follows the key pass too
+        } else if (args.lines.taken != nullptr) {
+            Pass::gather(args, shared);
         }
     } else {
         take_registers<240>();

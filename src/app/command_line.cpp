@@ -17,7 +17,7 @@ namespace {
 const char exit_codes[] =
     "Exit codes:\n"
     "  0   done\n"
-    "  2   wrong command line or deck\n"
+    "  2   wrong command line or deck, or they ask for what cannot be\n"
     "  3   a file is missing, unreadable or damaged\n"
     "  4   loss or gradients are not finite\n"
     "  70  anything else\n"

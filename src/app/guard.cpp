@@ -23,7 +23,10 @@ Failure current_failure() {
         throw;
     } catch (const Error& error) {
         const auto* agreed = dynamic_cast<const AgreedFailure*>(&error);
-        return {error.what(), error.exit_code(), agreed ? agreed->ranks() : 0, agreed ? agreed->rank() : 0};
+        // What a program hands to the library, and asks of its build, comes from its deck and its command line.
+        const bool given = dynamic_cast<const InvalidArgument*>(&error) || dynamic_cast<const NotCompiled*>(&error);
+        const int code = given ? exit_code::usage : error.exit_code();
+        return {error.what(), code, agreed ? agreed->ranks() : 0, agreed ? agreed->rank() : 0};
     } catch (const std::bad_alloc&) {
         return {"out of memory"};
     } catch (const std::exception& error) {

@@ -2,6 +2,7 @@
 // over key tiles (through the transposed layout) for the key and value gradients. Both recompute the scores, and both
 // turn a tile of scores S and of dP = dout value^T into P and dS by the same function. In a gated head one score serves
 // both branches: P = z P_full + (1 - z) P_sparse and dS likewise.
+#include "sparseattn/attention/detail/device_kernels.hpp"
 #include "sparseattn/attention/detail/generic.hpp"
 #include "sparseattn/attention/detail/generic_gradients.hpp"
 #include "sparseattn/core/instantiate.hpp"
@@ -9,27 +10,66 @@
 namespace sparseattn::detail {
 namespace generic {
 
-/// delta = dout . out of every branch that has weight, one work item for each row.
+/// delta = dout . out of every branch that has weight: one work item for each row on a CPU, one thread of a team, with
+/// its vector lanes along the channels, on a device.
 template <class T, class Mem>
 struct DeltaKernel {
+    static constexpr int team = 8, lanes = 32;
     BackwardProblem<T, Mem> problem;
+    std::int64_t items;
 
     KOKKOS_INLINE_FUNCTION void operator()(std::int64_t item) const {
+        each_branch(item, [&](const T* dout, const T* out) {
+            float sum = 0;
+            for (int c = 0; c < problem.head_dim; ++c) sum += static_cast<float>(dout[c]) * static_cast<float>(out[c]);
+            return sum;
+        });
+    }
+    template <class Member>
+    KOKKOS_INLINE_FUNCTION void row(const Member& member) const {
+        const std::int64_t item = static_cast<std::int64_t>(member.league_rank()) * team + member.team_rank();
+        if (item >= items) return;
+        each_branch(item, [&](const T* dout, const T* out) {
+            float sum = 0;
+            Kokkos::parallel_reduce(
+                Kokkos::ThreadVectorRange(member, problem.head_dim),
+                [&](int c, float& local) { local += static_cast<float>(dout[c]) * static_cast<float>(out[c]); }, sum);
+            return sum;
+        });
+    }
+    template <class Dot>
+    KOKKOS_INLINE_FUNCTION void each_branch(std::int64_t item, const Dot& dot) const {
         const int query = static_cast<int>(item / problem.heads), head = static_cast<int>(item % problem.heads);
         const HeadWork work = problem.work(head);
-        const T* dout = &problem.dout(query, head, 0);
         for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) {
-            float sum = 0;
-            if (b == work.outer || b == work.inner) {
-                const T* out = &problem.outputs[b].out(query, head, 0);
-                for (int c = 0; c < problem.head_dim; ++c) {
-                    sum += static_cast<float>(dout[c]) * static_cast<float>(out[c]);
-                }
-            }
-            problem.delta[b](query, head) = sum;
+            const bool used = b == work.outer || b == work.inner;
+            problem.delta[b](query, head) =
+                used ? dot(&problem.dout(query, head, 0), &problem.outputs[b].out(query, head, 0)) : 0.0F;
         }
     }
 };
+template <class Exec, class T>
+struct DeltaRows {
+    DeltaKernel<T, typename Exec::memory_space> kernel;
+    KOKKOS_INLINE_FUNCTION void operator()(const typename Kokkos::TeamPolicy<Exec>::member_type& member) const {
+        kernel.row(member);
+    }
+};
+template <class Exec, class T>
+void launch_delta(const Exec& exec, const BackwardProblem<T, typename Exec::memory_space>& problem, int queries) {
+    using Kernel = DeltaKernel<T, typename Exec::memory_space>;
+    const Kernel kernel{problem, static_cast<std::int64_t>(queries) * problem.heads};
+    if (kernel.items == 0) return;
+    if constexpr (on_cpu<Exec>) {
+        using Rows = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
+        Kokkos::parallel_for("SparseAttn::generic_delta", Rows(exec, 0, kernel.items), kernel);
+    } else {
+        const auto teams = static_cast<int>((kernel.items + Kernel::team - 1) / Kernel::team);
+        Kokkos::parallel_for("SparseAttn::generic_delta",
+                             Kokkos::TeamPolicy<Exec>(exec, teams, Kernel::team, Kernel::lanes),
+                             DeltaRows<Exec, T>{kernel});
+    }
+}
 
 /// dgate = sum over rows of delta_full - delta_sparse, one team for each head.
 template <class Exec, class T>
@@ -62,15 +102,14 @@ struct QueryScratch {
     Panel keys;     // [keys][head_dim] values, then keys
     PairScratch pairs;
 
-    KOKKOS_INLINE_FUNCTION QueryScratch(float* base, const TileShape& shape, int head_dim, int padding)
-        : queries{base, shape.queries + padding},
+    KOKKOS_INLINE_FUNCTION QueryScratch(float* base, const TileShape& shape, int head_dim)
+        : queries{base, shape.queries},
           douts{queries.data + head_dim * queries.stride, queries.stride},
           sums{douts.data + head_dim * douts.stride, head_dim},
           keys{sums.data + shape.queries * head_dim, head_dim},
-          pairs(keys.data + shape.keys * head_dim, shape, padding) {}
-    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim, int padding) {
-        return static_cast<std::size_t>(3 * shape.queries + 2 * padding + shape.keys) * head_dim +
-               PairScratch::floats(shape, padding);
+          pairs(keys.data + shape.keys * head_dim, shape) {}
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim) {
+        return static_cast<std::size_t>(3 * shape.queries + shape.keys) * head_dim + PairScratch::floats(shape);
     }
 };
 
@@ -85,8 +124,8 @@ struct QueryKernel {
         const QueryWork part = query_work(problem, team.league_rank());
         if (part.queries.count <= 0) return;
         const TileShape shape = problem.shape;
-        const int d = problem.head_dim, padding = Machine<Exec>::padding;
-        const QueryScratch tile(scratch<Exec>(team, QueryScratch::floats(shape, d, padding)), shape, d, padding);
+        const int d = problem.head_dim;
+        const QueryScratch tile(scratch<Exec>(team, QueryScratch::floats(shape, d)), shape, d);
         const HeadWork work = problem.work(part.head);
         load_columns(team, tile.queries, shape.queries, problem.inputs.query, part.head, part.queries, problem.scale);
         load_columns(team, tile.douts, shape.queries, problem.dout, part.head, part.queries, 1.0F);
@@ -111,16 +150,15 @@ struct QueryKernel {
         const BranchTile<Mem> inner = inner_tile(problem, work, part.head, part.rows, part.queries, keys);
         load_rows(team, tile.keys, shape.keys, problem.inputs.value, kv, keys, 1.0F);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.douts, tile.pairs.gradients, false);
+        multiply(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.douts, tile.pairs.gradients, false);
         team.team_barrier();
         load_rows(team, tile.keys, shape.keys, problem.inputs.key, kv, keys, 1.0F);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.queries, tile.pairs.scores, false);
+        multiply(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.queries, tile.pairs.scores, false);
         team.team_barrier();
-        differentiate<Exec>(team, problem, tile.pairs, work, part.queries, keys, outer, inner);
+        differentiate(team, problem, tile.pairs, work, part.queries, keys, outer, inner);
         team.team_barrier();
-        multiply<Exec>(team, {shape.queries, d, shape.keys}, transposed(tile.pairs.gradients), tile.keys, tile.sums,
-                       true);
+        multiply(team, {shape.queries, d, shape.keys}, transposed(tile.pairs.gradients), tile.keys, tile.sums, true);
         team.team_barrier();
     }
 };
@@ -132,18 +170,16 @@ struct KeyScratch {
     Panel rows;            // [queries][head_dim] the same once more
     PairScratch pairs;
 
-    static KOKKOS_INLINE_FUNCTION int padded(const TileShape& shape, int padding) { return shape.queries + padding; }
-    KOKKOS_INLINE_FUNCTION KeyScratch(float* base, const TileShape& shape, int head_dim, int padding)
+    KOKKOS_INLINE_FUNCTION KeyScratch(float* base, const TileShape& shape, int head_dim)
         : keys{base, head_dim},
           values{keys.data + shape.keys * head_dim, head_dim},
           dkeys{values.data + shape.keys * head_dim, head_dim},
           dvalues{dkeys.data + shape.keys * head_dim, head_dim},
-          columns{dvalues.data + shape.keys * head_dim, padded(shape, padding)},
+          columns{dvalues.data + shape.keys * head_dim, shape.queries},
           rows{columns.data, head_dim},
-          pairs(columns.data + head_dim * columns.stride, shape, padding) {}
-    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim, int padding) {
-        return static_cast<std::size_t>(4 * shape.keys + padded(shape, padding)) * head_dim +
-               PairScratch::floats(shape, padding);
+          pairs(columns.data + head_dim * columns.stride, shape) {}
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim) {
+        return static_cast<std::size_t>(4 * shape.keys + shape.queries) * head_dim + PairScratch::floats(shape);
     }
 };
 
@@ -166,8 +202,8 @@ struct KeyKernel {
         if (left <= 0) return;
         const TokenTile keys{block.origin, first, left < shape.keys ? left : shape.keys, nullptr};
 
-        const int d = problem.head_dim, padding = Machine<Exec>::padding;
-        const KeyScratch tile(scratch<Exec>(team, KeyScratch::floats(shape, d, padding)), shape, d, padding);
+        const int d = problem.head_dim;
+        const KeyScratch tile(scratch<Exec>(team, KeyScratch::floats(shape, d)), shape, d);
         load_rows(team, tile.keys, shape.keys, problem.inputs.key, kv, keys, 1.0F);
         load_rows(team, tile.values, shape.keys, problem.inputs.value, kv, keys, 1.0F);
         clear(team, tile.dkeys, shape.keys, d);
@@ -238,37 +274,45 @@ struct KeyKernel {
         load_columns(team, tile.columns, shape.queries, problem.dout, head, queries, 1.0F);
         load_row_terms(team, problem, tile.pairs, work, head, queries);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.values), tile.columns, tile.pairs.gradients,
-                       false);
+        multiply(team, {shape.keys, shape.queries, d}, as_is(tile.values), tile.columns, tile.pairs.gradients, false);
         team.team_barrier();
         load_columns(team, tile.columns, shape.queries, problem.inputs.query, head, queries, problem.scale);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.columns, tile.pairs.scores, false);
+        multiply(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.columns, tile.pairs.scores, false);
         team.team_barrier();
-        differentiate<Exec>(team, problem, tile.pairs, work, queries, keys, outer, inner);
+        differentiate(team, problem, tile.pairs, work, queries, keys, outer, inner);
         load_rows(team, tile.rows, shape.queries, problem.dout, head, queries, 1.0F);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.scores), tile.rows, tile.dvalues, true);
+        multiply(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.scores), tile.rows, tile.dvalues, true);
         team.team_barrier();
         load_rows(team, tile.rows, shape.queries, problem.inputs.query, head, queries, problem.scale);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.gradients), tile.rows, tile.dkeys, true);
+        multiply(team, {shape.keys, d, shape.queries}, as_is(tile.pairs.gradients), tile.rows, tile.dkeys, true);
         team.team_barrier();
     }
 };
 
-template <class Exec>
-TileShape query_tile(int head_dim) {
-    if (Machine<Exec>::cpu) return {64, 64};
-    if (head_dim <= 64) return {32, 32};
-    return head_dim <= 128 ? TileShape{16, 16} : TileShape{8, 16};
-}
-template <class Exec>
-TileShape key_tile(int head_dim) {
-    if (Machine<Exec>::cpu) return {64, 64};
-    if (head_dim <= 32) return {32, 32};
-    if (head_dim <= 64) return {16, 32};
-    return head_dim <= 128 ? TileShape{16, 16} : TileShape{8, 8};
+/// Both gradient kernels on a CPU.
+template <class Exec, class T>
+void launch_tiles(const Exec& exec, BackwardProblem<T, typename Exec::memory_space> problem,
+                  const Sequences<typename Exec::memory_space>& sequences,
+                  const TransposedLayout<typename Exec::memory_space>* const (&transposes)[2]) {
+    const int d = problem.head_dim;
+    problem.shape = fit_tile({64, 64}, sequences);
+    if (sequences.queries() > 0) {
+        Kokkos::parallel_for("SparseAttn::generic_backward_queries",
+                             tile_policy(exec, query_teams(problem), QueryScratch::floats(problem.shape, d)),
+                             QueryKernel<Exec, T>{problem});
+    }
+    if (sequences.keys() > 0) {
+        const auto& grid = problem.branch[0].layout.grid;
+        const std::int64_t teams = static_cast<std::int64_t>(problem.heads / problem.group) * grid.key_blocks *
+                                   (grid.block / problem.shape.keys);
+        KeyKernel<Exec, T> kernel{problem, {}};
+        for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) kernel.transpose[b] = *transposes[b];
+        Kokkos::parallel_for("SparseAttn::generic_backward_keys",
+                             tile_policy(exec, teams, KeyScratch::floats(problem.shape, d)), kernel);
+    }
 }
 
 template <class Exec, class T>
@@ -278,35 +322,21 @@ void launch_backward(const Exec& exec, BackwardProblem<T, typename Exec::memory_
                      Workspace<typename Exec::memory_space>& workspace,
                      const Span1<float, typename Exec::memory_space>& dgate) {
     using Mem = typename Exec::memory_space;
-    constexpr int padding = Machine<Exec>::padding;
-    const int d = problem.head_dim, queries = sequences.queries();
+    const int queries = sequences.queries();
     typename Workspace<Mem>::Frame frame(workspace);
     for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) {
         problem.delta[b] = frame.template take<float>(queries, problem.heads);
     }
-    if (queries > 0) {
-        using Rows = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
-        Kokkos::parallel_for("SparseAttn::generic_delta",
-                             Rows(exec, 0, static_cast<std::int64_t>(queries) * problem.heads),
-                             DeltaKernel<T, Mem>{problem});
-        problem.shape = fit_tile<Exec>(query_tile<Exec>(d), sequences);
-        Kokkos::parallel_for("SparseAttn::generic_backward_queries",
-                             tile_policy(exec, query_teams(problem), QueryScratch::floats(problem.shape, d, padding)),
-                             QueryKernel<Exec, T>{problem});
-    }
-    if (sequences.keys() > 0) {
-        problem.shape = fit_tile<Exec>(key_tile<Exec>(d), sequences);
-        const auto& grid = problem.branch[0].layout.grid;
-        const std::int64_t teams = static_cast<std::int64_t>(problem.heads / problem.group) * grid.key_blocks *
-                                   (grid.block / problem.shape.keys);
-        KeyKernel<Exec, T> kernel{problem, {}};
-        for (int b = 0; b < (problem.gated() ? 2 : 1); ++b) kernel.transpose[b] = *transposes[b];
-        Kokkos::parallel_for("SparseAttn::generic_backward_keys",
-                             tile_policy(exec, teams, KeyScratch::floats(problem.shape, d, padding)), kernel);
+    launch_delta<Exec, T>(exec, problem, queries);
+    if constexpr (on_cpu<Exec>) {
+        launch_tiles<Exec, T>(exec, problem, sequences, transposes);
+    } else {
+        device::launch_queries(exec, problem);
+        device::launch_keys(exec, problem, transposes);
     }
     if (problem.gated()) {
         Kokkos::parallel_for("SparseAttn::generic_gate_gradient",
-                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, Machine<Exec>::cpu ? 1 : 128),
+                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, on_cpu<Exec> ? 1 : 128),
                              GateKernel<Exec, T>{problem, queries, dgate});
     }
 }

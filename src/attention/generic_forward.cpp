@@ -1,6 +1,7 @@
-// Forward pass of the generic implementation: one team for each tile of queries of one head, online softmax over the
-// key tiles that the layout lists. A gated head visits the sparse branch's keys first, saves that branch's result, and
-// goes on with the remaining keys of the full branch.
+// Forward pass of the generic implementation. On a CPU (a device: device_forward.hpp) one team for each tile of queries
+// of one head, online softmax over the key tiles that the layout lists. A gated head visits the sparse branch's keys
+// first, saves that branch's result, and goes on with the remaining keys of the full branch.
+#include "sparseattn/attention/detail/device_kernels.hpp"
 #include "sparseattn/attention/detail/generic.hpp"
 #include "sparseattn/attention/detail/generic_pairs.hpp"
 #include "sparseattn/core/instantiate.hpp"
@@ -15,20 +16,18 @@ struct ForwardScratch {
     Panel scores;                     // [keys][queries]
     float *largest, *total, *factor;  // [queries]
 
-    KOKKOS_INLINE_FUNCTION ForwardScratch(float* base, const TileShape& shape, int head_dim, int padding) {
-        const int padded = shape.queries + padding;
-        queries = {base, padded};
-        keys = {queries.data + head_dim * padded, head_dim};
+    KOKKOS_INLINE_FUNCTION ForwardScratch(float* base, const TileShape& shape, int head_dim) {
+        queries = {base, shape.queries};
+        keys = {queries.data + head_dim * shape.queries, head_dim};
         sums = {keys.data + shape.keys * head_dim, head_dim};
-        scores = {sums.data + shape.queries * head_dim, padded};
-        largest = scores.data + shape.keys * padded;
+        scores = {sums.data + shape.queries * head_dim, shape.queries};
+        largest = scores.data + shape.keys * shape.queries;
         total = largest + shape.queries;
         factor = total + shape.queries;
     }
-    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim, int padding) {
-        const std::size_t padded = shape.queries + padding;
-        return padded * (head_dim + shape.keys) + static_cast<std::size_t>(shape.keys + shape.queries) * head_dim +
-               3 * shape.queries;
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int head_dim) {
+        return static_cast<std::size_t>(shape.queries) * (head_dim + shape.keys) +
+               static_cast<std::size_t>(shape.keys + shape.queries) * head_dim + 3 * shape.queries;
     }
 };
 
@@ -36,18 +35,15 @@ template <class Exec, class T>
 struct ForwardKernel {
     using Mem = typename Exec::memory_space;
     using Team = typename TilePolicy<Exec>::member_type;
-    static constexpr int lanes = Machine<Exec>::lanes;
+    static constexpr int lanes = Machine::lanes;
 
-    GenericProblem<T, Mem> problem;
-    AttentionOutputs<T, Mem> outputs[2];
-    HeadsView<T, Mem> out;  // gated: the weighted sum of the branches
+    ForwardProblem<T, Mem> problem;
 
     KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
         const QueryWork work = query_work(problem, team.league_rank());
         if (work.queries.count <= 0) return;
-        const int d = problem.head_dim, padding = Machine<Exec>::padding;
-        const ForwardScratch tile(scratch<Exec>(team, ForwardScratch::floats(problem.shape, d, padding)), problem.shape,
-                                  d, padding);
+        const int d = problem.head_dim;
+        const ForwardScratch tile(scratch<Exec>(team, ForwardScratch::floats(problem.shape, d)), problem.shape, d);
         load_columns(team, tile.queries, problem.shape.queries, problem.inputs.query, work.head, work.queries,
                      problem.scale);
         clear(team, tile.sums, problem.shape.queries, d);
@@ -59,13 +55,13 @@ struct ForwardKernel {
         const HeadWork head = problem.work(work.head);
         if (head.inner >= 0) {
             visit(team, tile, work, head.inner, -1);
-            store(team, tile, work, outputs[head.inner]);
+            store(team, tile, work, problem.outputs[head.inner]);
             team.team_barrier();
         }
         visit(team, tile, work, head.outer, head.inner);
-        store(team, tile, work, outputs[head.outer]);
+        store(team, tile, work, problem.outputs[head.outer]);
         if (!problem.gated()) return;
-        if (head.inner < 0) clear_outputs(team, work, outputs[1 - head.outer]);
+        if (head.inner < 0) clear_outputs(team, work, problem.outputs[1 - head.outer]);
         team.team_barrier();
         blend(team, work, head);
     }
@@ -89,7 +85,7 @@ struct ForwardKernel {
         const int d = problem.head_dim, kv = work.head / problem.group;
         load_rows(team, tile.keys, shape.keys, problem.inputs.key, kv, keys, 1.0F);
         team.team_barrier();
-        multiply<Exec>(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.queries, tile.scores, false);
+        multiply(team, {shape.keys, shape.queries, d}, as_is(tile.keys), tile.queries, tile.scores, false);
         team.team_barrier();
         Kokkos::parallel_for(Kokkos::TeamVectorRange(team, shape.queries / lanes), [&](int group) {
             if (wanted.share != Share::all || had.share != Share::none || keys.count < shape.keys) {
@@ -99,8 +95,8 @@ struct ForwardKernel {
         });
         load_rows(team, tile.keys, shape.keys, problem.inputs.value, kv, keys, 1.0F);
         team.team_barrier();
-        multiply<Exec>(team, {shape.queries, d, shape.keys}, transposed(tile.scores), tile.keys, tile.sums, true,
-                       tile.factor);
+        multiply(team, {shape.queries, d, shape.keys}, transposed(tile.scores), tile.keys, tile.sums, true,
+                 tile.factor);
         team.team_barrier();
     }
     /// Scores of `lanes` queries from column `first`: -inf where a pair takes no part.
@@ -180,9 +176,9 @@ struct ForwardKernel {
     KOKKOS_INLINE_FUNCTION void blend(const Team& team, const QueryWork& work, const HeadWork& head) const {
         const int query = work.queries.origin + work.queries.first;
         Kokkos::parallel_for(Kokkos::TeamThreadRange(team, work.queries.count), [&](int i) {
-            T* row = &out(query + i, work.head, 0);
-            const T* outer = &outputs[head.outer].out(query + i, work.head, 0);
-            const T* inner = &outputs[1 - head.outer].out(query + i, work.head, 0);
+            T* row = &problem.out(query + i, work.head, 0);
+            const T* outer = &problem.outputs[head.outer].out(query + i, work.head, 0);
+            const T* inner = &problem.outputs[1 - head.outer].out(query + i, work.head, 0);
             Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, problem.head_dim), [&](int c) {
                 row[c] = T(head.outer_weight * static_cast<float>(outer[c]) +
                            head.inner_weight * static_cast<float>(inner[c]));
@@ -191,21 +187,19 @@ struct ForwardKernel {
     }
 };
 
-template <class Exec>
-TileShape forward_tile(int head_dim) {
-    if (Machine<Exec>::cpu) return {64, 64};
-    if (head_dim <= 64) return {32, 32};
-    return head_dim <= 128 ? TileShape{16, 32} : TileShape{8, 16};
-}
-
 template <class Exec, class T>
-void launch_forward(const Exec& exec, ForwardKernel<Exec, T> kernel,
+void launch_forward(const Exec& exec, ForwardProblem<T, typename Exec::memory_space> problem,
                     const Sequences<typename Exec::memory_space>& sequences) {
-    auto& problem = kernel.problem;
-    problem.shape = fit_tile<Exec>(forward_tile<Exec>(problem.head_dim), sequences);
-    if (query_teams(problem) == 0) return;
-    const std::size_t floats = ForwardScratch::floats(problem.shape, problem.head_dim, Machine<Exec>::padding);
-    Kokkos::parallel_for("SparseAttn::generic_forward", tile_policy(exec, query_teams(problem), floats), kernel);
+    if constexpr (!on_cpu<Exec>) {
+        device::launch_forward(exec, problem);
+    } else {
+        problem.shape = fit_tile({64, 64}, sequences);
+        if (query_teams(problem) == 0) return;
+        Kokkos::parallel_for(
+            "SparseAttn::generic_forward",
+            tile_policy(exec, query_teams(problem), ForwardScratch::floats(problem.shape, problem.head_dim)),
+            ForwardKernel<Exec, T>{problem});
+    }
 }
 
 }  // namespace generic
@@ -213,25 +207,25 @@ void launch_forward(const Exec& exec, ForwardKernel<Exec, T> kernel,
 template <class Exec, class T>
 void generic_attention(const Exec& exec, const ForwardArguments<T, typename Exec::memory_space>& arguments,
                        Workspace<typename Exec::memory_space>&) {
-    generic::ForwardKernel<Exec, T> kernel;
-    kernel.problem = make_generic_problem(arguments, arguments.inputs);
-    kernel.problem.branch[0] = {arguments.layout, arguments.sequences};
-    kernel.outputs[0] = arguments.outputs;
-    generic::launch_forward(exec, kernel, arguments.sequences);
+    generic::ForwardProblem<T, typename Exec::memory_space> problem{
+        make_generic_problem(arguments, arguments.inputs), {}, {}};
+    problem.branch[0] = {arguments.layout, arguments.sequences};
+    problem.outputs[0] = arguments.outputs;
+    generic::launch_forward<Exec, T>(exec, problem, arguments.sequences);
 }
 
 template <class Exec, class T>
 void generic_attention(const Exec& exec, const GatedForwardArguments<T, typename Exec::memory_space>& arguments,
                        Workspace<typename Exec::memory_space>&) {
-    generic::ForwardKernel<Exec, T> kernel;
-    kernel.problem = make_generic_problem(arguments, arguments.inputs);
-    kernel.problem.branch[0] = {arguments.full, arguments.sequences};
-    kernel.problem.branch[1] = {arguments.sparse, arguments.sequences};
-    kernel.problem.gate = arguments.gate;
-    kernel.outputs[0] = arguments.full_outputs;
-    kernel.outputs[1] = arguments.sparse_outputs;
-    kernel.out = arguments.out;
-    generic::launch_forward(exec, kernel, arguments.sequences);
+    generic::ForwardProblem<T, typename Exec::memory_space> problem{
+        make_generic_problem(arguments, arguments.inputs), {}, {}};
+    problem.branch[0] = {arguments.full, arguments.sequences};
+    problem.branch[1] = {arguments.sparse, arguments.sequences};
+    problem.gate = arguments.gate;
+    problem.outputs[0] = arguments.full_outputs;
+    problem.outputs[1] = arguments.sparse_outputs;
+    problem.out = arguments.out;
+    generic::launch_forward<Exec, T>(exec, problem, arguments.sequences);
 }
 
 #define SPARSEATTN_INSTANTIATE_ARGUMENTS(EXEC, ARGUMENTS, T)                              \

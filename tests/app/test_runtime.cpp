@@ -24,7 +24,9 @@ TEST(RunGuarded, ExceptionsBecomeALineAndAnExitCode) {
     EXPECT_EQ(guarded(FileError("f")), std::pair(3, std::string("prog: f\n")));
     EXPECT_EQ(guarded(CheckpointError("c")), std::pair(3, std::string("prog: c\n")));
     EXPECT_EQ(guarded(NumericalError("n")), std::pair(4, std::string("prog: n\n")));
-    EXPECT_EQ(guarded(InvalidArgument("i")), std::pair(70, std::string("prog: i\n")));
+    EXPECT_EQ(guarded(InvalidArgument("i")), std::pair(2, std::string("prog: i\n")));
+    EXPECT_EQ(guarded(NotCompiled("n")), std::pair(2, std::string("prog: n\n")));
+    EXPECT_EQ(guarded(Error("e")), std::pair(70, std::string("prog: e\n")));
     EXPECT_EQ(guarded(std::bad_alloc()), std::pair(70, std::string("prog: out of memory\n")));
     EXPECT_EQ(guarded(std::out_of_range("r")), std::pair(70, std::string("prog: unexpected failure: r\n")));
     EXPECT_EQ(guarded(3), std::pair(70, std::string("prog: unexpected failure of unknown kind\n")));

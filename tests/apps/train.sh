@@ -60,6 +60,7 @@ expect 2 "sparsity.sparse_branch is 'full': method is full" "$train" -i deck.tom
 expect 0 "^step=4 loss=" "$train" -i deck.toml -d selecting train.max_steps=4 sparsity.sparse_branch=xattention:threshold=0.5
 expect 0 "^all xattention:threshold=0.5 " "$eval" --packs 2 selecting
 expect 0 "^all streaming " "$eval" --packs 2 --sparse-branch streaming --local 16 selecting
+expect 2 "^sparseattn-eval: sink, local or granularity is given, must be left out with the sparse branch 'xattention:threshold=0.5'$" "$eval" --packs 2 --sink 4 selecting
 expect 3 "sparsity.sparse_branch is \"streaming\" in this run, must be \"xattention:threshold=0.5\"" "$train" -i deck.toml -d selecting -r latest train.max_steps=6
 
 # shellcheck disable=SC2086
@@ -101,6 +102,9 @@ expect 0 "^step=6 loss=" "$train" -r latest -d limited run.time_limit=0
 # What does not fit.
 expect 2 "deck.toml:[0-9]+:[0-9]+: model.num_attention_heads is 4, must be" "$train" -i deck.toml -d x model.num_key_value_heads=3
 expect 2 "command line: model.vocab_size is 100, must be 259, as in data set set.h5, or 0" "$train" -i deck.toml -d x model.vocab_size=100
+expect 2 "options.implementation is cuda, " "$train" -i deck.toml -d elsewhere attention.implementation=cuda
+expect 2 "^sparseattn-eval: sequence length is 1, must be in \[2, 2\^30\]$" "$eval" --sequence-length 1 run
+expect 2 "^sparseattn-eval: the validation split of set.h5 has [0-9]+ tokens, must have at least 1000001 for sequence length 1000000$" "$eval" --sequence-length 1000000 run
 expect 2 "train.mode is \"weights_only\", must be another mode unless" "$train" -i deck.toml -d x train.mode=weights_only
 expect 2 "data.sequence_length is 1000000, must be at most [0-9]+, one less than the tokens in the train split of set.h5" "$train" -i deck.toml -d x data.sequence_length=1000000
 expect 3 "deck.toml" "$train" -i deck.toml -d x data.path=deck.toml

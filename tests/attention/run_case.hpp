@@ -155,15 +155,51 @@ inline DenseProblem case_problem(const Case& c) {
     return p;
 }
 
-/// Everything that one implementation computes for a case. Outputs start as NaN.
+/// The library's calls.
 template <class Exec, class T>
-Results evaluate(const Exec& exec, Implementation implementation, const Case& c, const DenseProblem& p) {
+struct LibraryCalls {
+    using Mem = typename Exec::memory_space;
+    using Inputs = AttentionInputs<T, Mem>;
+    using Outputs = AttentionOutputs<T, Mem>;
+    using Gradients = AttentionGradients<T, Mem>;
+    using Layout = BlockLayout<Mem>;
+    using Pair = LayoutPair<Mem>;
+    using Gate = Array1<float, Mem>;
+    Exec exec;
+    AttentionOptions options;
+
+    void forward(const Inputs& inputs, const Sequences<Mem>& sequences, const Layout& layout, Workspace<Mem>& workspace,
+                 const Outputs& outputs) const {
+        attention_forward<Exec, T>(exec, inputs, sequences, layout, options, workspace, outputs);
+    }
+    void backward(const HeadsView<const T, Mem>& dout, const Inputs& inputs, const Outputs& outputs,
+                  const Sequences<Mem>& sequences, const Pair& layout, Workspace<Mem>& workspace,
+                  const Gradients& gradients) const {
+        attention_backward<Exec, T>(exec, dout, inputs, outputs, sequences, layout, options, workspace, gradients);
+    }
+    void gated_forward(const Inputs& inputs, const Sequences<Mem>& sequences, const Layout& full, const Layout& sparse,
+                       const Gate& gate, Workspace<Mem>& workspace, const HeadsView<T, Mem>& out,
+                       const Outputs& full_out, const Outputs& sparse_out) const {
+        gated_attention_forward<Exec, T>(exec, inputs, sequences, full, sparse, gate, options, workspace, out, full_out,
+                                         sparse_out);
+    }
+    void gated_backward(const HeadsView<const T, Mem>& dout, const Inputs& inputs, const Outputs& full_out,
+                        const Outputs& sparse_out, const Sequences<Mem>& sequences, const Pair& full,
+                        const Pair& sparse, const Gate& gate, Workspace<Mem>& workspace, const Gradients& gradients,
+                        const Gate& dgate) const {
+        gated_attention_backward<Exec, T>(exec, dout, inputs, full_out, sparse_out, sequences, full, sparse, gate,
+                                          options, workspace, gradients, dgate);
+    }
+};
+
+/// Everything that the calls compute for a case. Outputs start as NaN.
+template <class Exec, class T, class Calls>
+Results evaluate_calls(const Exec& exec, const Calls& calls, const Case& c, const DenseProblem& p) {
     using Mem = typename Exec::memory_space;
     const auto layouts = case_layouts(exec, c);
     const auto full_transposed = transpose(exec, layouts.sequences, layouts.full);
     const auto sparse_transposed = transpose(exec, layouts.sequences, layouts.sparse);
     const LayoutPair<Mem> full{layouts.full, full_transposed}, sparse{layouts.sparse, sparse_transposed};
-    const AttentionOptions options{0, implementation};
     Workspace<Mem> workspace;
 
     Fused<T, Mem> in(p, c.fused), gradients(p, c.fused), gated_gradients(p, c.fused);
@@ -178,16 +214,15 @@ Results evaluate(const Exec& exec, Implementation implementation, const Case& c,
     const AttentionGradients<T, Mem> gated_grads{gated_gradients.view(0), gated_gradients.view(1),
                                                  gated_gradients.view(2)};
 
-    attention_forward<Exec, T>(exec, inputs, layouts.sequences, layouts.full, options, workspace, plain.view());
-    attention_backward<Exec, T>(exec, dout_view, inputs, plain.view(), layouts.sequences, full, options, workspace,
-                                plain_grads);
+    calls.forward(inputs, layouts.sequences, layouts.full, workspace, plain.view());
+    calls.backward(dout_view, inputs, plain.view(), layouts.sequences, full, workspace, plain_grads);
     const auto gate = detail::to_device(exec, "gate", case_gate(c));
     const Array1<float, Mem> dgate("dgate", c.heads);
     Kokkos::deep_copy(dgate, std::numeric_limits<float>::quiet_NaN());
-    gated_attention_forward<Exec, T>(exec, inputs, layouts.sequences, layouts.full, layouts.sparse, gate, options,
-                                     workspace, out.out_view(), full_out.view(), sparse_out.view());
-    gated_attention_backward<Exec, T>(exec, dout_view, inputs, full_out.view(), sparse_out.view(), layouts.sequences,
-                                      full, sparse, gate, options, workspace, gated_grads, dgate);
+    calls.gated_forward(inputs, layouts.sequences, layouts.full, layouts.sparse, gate, workspace, out.out_view(),
+                        full_out.view(), sparse_out.view());
+    calls.gated_backward(dout_view, inputs, full_out.view(), sparse_out.view(), layouts.sequences, full, sparse, gate,
+                         workspace, gated_grads, dgate);
     exec.fence();
 
     Results r;
@@ -206,6 +241,12 @@ Results evaluate(const Exec& exec, Implementation implementation, const Case& c,
     const auto dgate_values = detail::to_host(exec, dgate);
     r["dgate"] = {dgate_values.begin(), dgate_values.end()};
     return r;
+}
+
+/// The same by one implementation.
+template <class Exec, class T>
+Results evaluate(const Exec& exec, Implementation implementation, const Case& c, const DenseProblem& p) {
+    return evaluate_calls<Exec, T>(exec, LibraryCalls<Exec, T>{exec, {0, implementation}}, c, p);
 }
 
 /// The same by the independent dense evaluation, intermediates rounded to R.
@@ -294,13 +335,11 @@ inline const Yardstick& yardstick(const Case& c) {
     return all.emplace(c.name, std::move(y)).first->second;
 }
 
-template <class T, class Exec>
-Errors run_case(const Exec& exec, Implementation implementation, const Case& c) {
-    const Yardstick& y = yardstick(c);
-    Errors errors = y.errors;
-    const Results got = evaluate<Exec, T>(exec, implementation, c, y.problem);
+template <class T>
+Errors errors_of(const Results& got, const Case& c) {
+    Errors errors = yardstick(c).errors;
     for (auto& [name, error] : errors) {
-        error.value = relative_error(got.at(name), y.truth.at(name));
+        error.value = relative_error(got.at(name), yardstick(c).truth.at(name));
         if (sizeof(T) != 2) error.own = 0;
     }
     return errors;
@@ -347,16 +386,20 @@ class ErrorTable {
 
 /// Runs a case in type T and checks its errors: float 1e-5, bf16 against a dense evaluation in bf16, at most twice its
 /// error for outputs and three times for gradients; lse, which is fp32 in both, 1e-5.
-template <class T, class Exec>
-void check_case(const Exec& exec, Implementation implementation, const Case& c, const std::string& column,
-                ErrorTable& table) {
-    const Errors errors = run_case<T>(exec, implementation, c);
+template <class T>
+void check_results(const Results& got, const Case& c, const std::string& column, ErrorTable& table) {
+    const Errors errors = errors_of<T>(got, c);
     table.add(column, errors);
     for (const auto& [name, error] : errors) {
         const bool lse = name.find("lse") != std::string::npos, gradient = name.find('d') == 0 || name.find("_d") < 6;
         const double limit = sizeof(T) == 4 || lse ? 1e-5 : (gradient ? 3.0 : 2.0) * error.own;
         EXPECT_LE(error.value, limit) << name << " of " << c.name << " by " << column;
     }
+}
+template <class T, class Exec>
+void check_case(const Exec& exec, Implementation implementation, const Case& c, const std::string& column,
+                ErrorTable& table) {
+    check_results<T>(evaluate<Exec, T>(exec, implementation, c, yardstick(c).problem), c, column, table);
 }
 
 }  // namespace sparseattn::testing

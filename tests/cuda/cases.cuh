@@ -18,6 +18,7 @@ struct Case {
     bool windows = false;
     bool fused = false;
     int spoiled = -1;  // this sequence is NaN
+    int single_step = 1;  // see HostProblem
 };
 
 /// The case on the host, for `kernel`.
@@ -29,6 +30,7 @@ inline HostProblem build(const Case& c, Kernel kernel, int block, int head_dim, 
     p.query_heads = c.query_heads;
     p.key_heads = c.key_heads;
     p.causal = c.causal;
+    p.single_step = c.single_step;
     for (std::size_t s = 0; s < c.queries.size(); ++s) add_sequence(p, c.queries[s], c.keys[s]);
     p.lists = c.shared ? 1 : c.query_heads;
     for (int head = 0; head < c.query_heads; ++head) {

@@ -62,6 +62,11 @@ std::vector<Case> cases() {
         {"one row, shared", {115, 30}, {5000, 2600}, 4, 2, true, 0.6, true, 0.01},
         {"long rows", {1000, 300}, {9100, 5000}, 8, 2, true, 0.3, false},
         {"many tiles", {4000, 3000}, {4000, 3000}, 16, 4, true, 0.2, false},
+        // For compute-sanitizer (scripts/check_device_memory): small, every way through the kernels.
+        {"tiny causal", {200}, {330}, 2, 1, true, 1, true},
+        {"tiny lists", {390}, {390}, 2, 2, true, 0.5, false, 0.05, 0, true, true},
+        {"tiny packed", {70, 0, 130}, {70, 90, 200}, 2, 1, false, 0.7, false, 0, 0.3},
+        {"tiny decode", {1, 2}, {300, 2500}, 4, 2, true, 0.7, true, 0.01},
     };
 }
 
@@ -256,7 +261,8 @@ int main(int argc, char** argv) {
              {"neighbours decode", {1, 3, 2}, {2077, 129, 700}, 8, 2, true, 1, true}},
             run_neighbours);
         all({{"gated", {700, 333}, {700, 512}, 8, 2, true, 0.4, false, 0, 0, true},
-             {"gated decode", {2, 1}, {3000, 1700}, 8, 2, true, 0.4, true}},
+             {"gated decode", {2, 1}, {3000, 1700}, 8, 2, true, 0.4, true},
+             {"tiny gated", {130, 40}, {200, 70}, 8, 2, true, 0.4, false, 0, 0, true}},
             run_gated);
     }
     std::printf("%d of %d cases passed\n", done - failed, done);

@@ -57,6 +57,10 @@ std::vector<SelectCase> cases() {
         {"equal masses", {2000}, {2000}, 2, 1, 128, 64, 16, true, true, false, false, true, {0.9, 0.4}, 0},
         {"shorter than a stride", {5}, {9}, 2, 1, 128, 128, 64, true, true, false, false, true, {0.9}},
         {"sharp", {3000}, {3000}, 2, 1, 128, 128, 16, true, true, false, false, true, {0.9, 0.999}, 12},
+        // For compute-sanitizer (scripts/check_device_memory): small, every way through the kernels.
+        {"tiny causal", {200}, {330}, 2, 1, 128, 128, 16, true, true, true, false, true, usual},
+        {"tiny packed", {70, 0, 300}, {150, 90, 300}, 4, 2, 64, 64, 8, true, true, false, true, true, usual},
+        {"tiny full", {260}, {400}, 2, 2, 128, 64, 16, false, true, false, false, false, usual},
     };
     for (const int block : {64, 128}) {
         for (const int stride : {4, 8, 16, 32, 64}) {

@@ -93,6 +93,7 @@ struct HostProblem {
     std::vector<std::int32_t> row_begin{0}, row_sequence, key_block_begin{0}, key_block_sequence;
     std::vector<std::int64_t> offsets{0}, single_offsets;
     std::vector<std::int32_t> columns, singles;
+    int single_step = 1;  // make_lists: of so many keys in a row one may be a single key
 
     int queries() const { return query_offsets.back(); }
     int keys() const { return key_offsets.back(); }
@@ -117,7 +118,8 @@ inline void add_sequence(HostProblem& p, int queries, int keys) {
 }
 
 /// Fills the lists: each block that the causal rule allows is kept with probability `density`; with `diagonal` the last
-/// allowed one always; each key outside the kept blocks becomes a single key with probability `single_density`.
+/// allowed one always; each key outside the kept blocks becomes a single key with probability `single_density` (of
+/// `single_step` keys in a row only one: with a step, keys are vertical lines).
 /// `empty_rows`: that share of the rows keeps nothing.
 inline void make_lists(HostProblem& p, double density, bool diagonal, double single_density, double empty_rows,
                        std::uint32_t seed) {
@@ -143,7 +145,7 @@ inline void make_lists(HostProblem& p, double density, bool diagonal, double sin
                     p.columns.push_back(block);
                 } else if (single_density > 0) {
                     for (int key = block * p.block; key < std::min((block + 1) * p.block, end); ++key) {
-                        if (chance(single_density)) p.singles.push_back(key);
+                        if (key % p.single_step == p.single_step / 2 && chance(single_density)) p.singles.push_back(key);
                     }
                 }
             }

@@ -5,7 +5,7 @@
 namespace sparseattn::exit_code {
 
 inline constexpr int done = 0;
-inline constexpr int usage = 2;      // command line or deck
+inline constexpr int usage = 2;      // command line or deck, or what they ask for cannot be
 inline constexpr int file = 3;       // unreadable or corrupt file
 inline constexpr int numerical = 4;  // loss or gradients not finite
 inline constexpr int internal = 70;  // everything else

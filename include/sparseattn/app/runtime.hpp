@@ -55,9 +55,10 @@ class Runtime {
 };
 
 /// Calls `body` and returns its exit code. An exception becomes one line per reason on stderr, "program: rank r of n:
-/// reason", and the exit code of Error::exit_code() (70 for other exceptions). A failure that all ranks agreed on ends
-/// each of them in order and is printed once; any other failure in a job of several ranks ends the whole job at once
-/// with that code (MPI_Abort), so that no rank waits for the lost one.
+/// reason", and the exit code of Error::exit_code() (70 for other exceptions), but for InvalidArgument and
+/// NotCompiled that of bad input, 2. A failure that all ranks agreed on ends each of them in order and is printed once;
+/// any other failure in a job of several ranks ends the whole job at once with that code (MPI_Abort), so that no rank
+/// waits for the lost one.
 [[nodiscard]] int run_guarded(const std::string& program, const std::function<int()>& body) noexcept;
 
 /// This process's rank as the launcher's environment tells it before MPI runs; 0 when unknown.

@@ -21,18 +21,17 @@ struct PairScratch {
     float* lse[2];    // [queries] of each branch
     float* delta[2];  // [queries]
 
-    KOKKOS_INLINE_FUNCTION PairScratch(float* base, const TileShape& shape, int padding) {
-        const int padded = shape.queries + padding;
-        scores = {base, padded};
-        gradients = {scores.data + shape.keys * padded, padded};
-        lse[0] = gradients.data + shape.keys * padded;
+    KOKKOS_INLINE_FUNCTION PairScratch(float* base, const TileShape& shape) {
+        scores = {base, shape.queries};
+        gradients = {scores.data + shape.keys * shape.queries, shape.queries};
+        lse[0] = gradients.data + shape.keys * shape.queries;
         for (int b = 0; b < 2; ++b) {
             delta[b] = lse[b] + shape.queries;
             if (b == 0) lse[1] = delta[0] + shape.queries;
         }
     }
-    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape, int padding) {
-        return static_cast<std::size_t>(2 * shape.keys) * (shape.queries + padding) + 4 * shape.queries;
+    static KOKKOS_INLINE_FUNCTION std::size_t floats(const TileShape& shape) {
+        return static_cast<std::size_t>(2 * shape.keys) * shape.queries + 4 * shape.queries;
     }
 };
 
@@ -75,12 +74,12 @@ struct BranchLanes {
 };
 
 /// S and dP of a tile become P and dS, weighted over the head's branches.
-template <class Exec, class Team, class T, class Mem>
+template <class Team, class T, class Mem>
 KOKKOS_INLINE_FUNCTION void differentiate(const Team& team, const BackwardProblem<T, Mem>& problem,
                                           const PairScratch& pairs, const HeadWork& work, const TokenTile& queries,
                                           const TokenTile& keys, const BranchTile<Mem>& outer,
                                           const BranchTile<Mem>& inner) {
-    constexpr int lanes = Machine<Exec>::lanes;
+    constexpr int lanes = Machine::lanes;
     Kokkos::parallel_for(Kokkos::TeamVectorRange(team, problem.shape.queries / lanes), [&](int group) {
         const int i = group * lanes;
         const int in = work.inner < 0 ? work.outer : work.inner;

@@ -94,6 +94,14 @@ struct GenericProblem {
     }
 };
 
+namespace generic {
+template <class T, class Mem>
+struct ForwardProblem : GenericProblem<T, Mem> {
+    AttentionOutputs<T, Mem> outputs[2];
+    HeadsView<T, Mem> out;  // gated: the weighted sum of the branches
+};
+}  // namespace generic
+
 /// The inner branch on a tile that the outer one walks; keeps nothing when the head has none.
 template <class T, class Mem>
 KOKKOS_INLINE_FUNCTION BranchTile<Mem> inner_tile(const GenericProblem<T, Mem>& problem, const HeadWork& work, int head,
@@ -163,14 +171,14 @@ KOKKOS_INLINE_FUNCTION void for_each_key_tile(const LayoutView<Mem>& view, int h
     }
 }
 
-/// Tile of a kernel: at most `most` queries, fewer when every sequence is shorter (decode).
-template <class Exec, class Mem>
+/// Tile of a kernel on a CPU: at most `most` queries, fewer when every sequence is shorter (decode).
+template <class Mem>
 TileShape fit_tile(const TileShape& most, const Sequences<Mem>& sequences) {
     int longest = 0;
     for (int s = 0; s < sequences.count(); ++s) {
         longest = sequences.query_length(s) > longest ? sequences.query_length(s) : longest;
     }
-    constexpr int least = Machine<Exec>::lanes > Machine<Exec>::rows ? Machine<Exec>::lanes : Machine<Exec>::rows;
+    constexpr int least = Machine::lanes > Machine::rows ? Machine::lanes : Machine::rows;
     TileShape shape = most;
     while (shape.queries > least && shape.queries / 2 >= longest) shape.queries /= 2;
     return shape;

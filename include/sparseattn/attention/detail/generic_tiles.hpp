@@ -1,23 +1,20 @@
 #pragma once
-// Tiles in team scratch memory and what the generic kernels do with them: load, multiply, exponentiate.
+// Tiles in team scratch memory and what the generic kernels do with them on a CPU: load, multiply, exponentiate
+// (device_tiles.hpp: on a device).
 //
 // Every score tile is held transposed, [keys][queries]: queries run along the contiguous index, so that row maxima,
-// sums and masks are the same operation on neighbouring lanes of a CPU vector or of a warp, and no tile is ever reduced
-// across lanes.
+// sums and masks are the same operation on neighbouring lanes of a vector, and no tile is ever reduced across lanes.
 
 #include "sparseattn/core/types.hpp"
 
 namespace sparseattn::detail {
 
-/// How a team's work maps onto a back end. A work item computes `rows` x `lanes` elements of a product in registers.
 template <class Exec>
+inline constexpr bool on_cpu = std::is_same_v<typename Exec::memory_space, Kokkos::HostSpace>;
+
+/// A work item computes `rows` x `lanes` elements of a product in registers; a team is one thread.
 struct Machine {
-    static constexpr bool cpu = std::is_same_v<typename Exec::memory_space, Kokkos::HostSpace>;
-    static constexpr int rows = cpu ? 8 : 4;
-    static constexpr int lanes = cpu ? 16 : 1;
-    static constexpr int team_size = cpu ? 1 : 4;
-    static constexpr int vector_length = cpu ? 1 : 32;
-    static constexpr int padding = cpu ? 0 : 1;  // keeps transposing stores off one memory bank
+    static constexpr int rows = 8, lanes = 16;
 };
 
 /// Queries and keys of a tile. Multiples of Machine::rows and lanes that divide a block.
@@ -41,8 +38,12 @@ struct TokenTile {
     KOKKOS_INLINE_FUNCTION std::int32_t position(int r) const { return list != nullptr ? list[r] : first + r; }
 };
 
-/// e^x to 1e-7, and exactly 0 below -87: plain arithmetic, so that compilers vectorise it.
+/// e^x to 1e-7. On a CPU plain arithmetic, so that compilers vectorise it, and exactly 0 below -87; a device has its
+/// own.
 KOKKOS_INLINE_FUNCTION float tile_exp(float x) {
+#if defined(__CUDA_ARCH__) || defined(__HIP_DEVICE_COMPILE__) || defined(__SYCL_DEVICE_ONLY__)
+    return math::exp(x);
+#else
     constexpr float shift = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
     const float high = x > 88.0F ? 88.0F : x;
     const float clamped = high < -87.0F ? -87.0F : high;
@@ -63,6 +64,7 @@ KOKKOS_INLINE_FUNCTION float tile_exp(float x) {
     float power;
     memcpy(&power, &bits, sizeof power);
     return x < -87.0F ? 0.0F : sum * power;
+#endif
 }
 
 /// Loads `factor` times the vectors of one head into rows of `panel`; rows past the tile's tokens are 0.
@@ -125,10 +127,10 @@ struct ProductSize {
 };
 
 /// result = left right, or result = diag(factor) result + left right when `add` (no factor: 1).
-template <class Exec, class Team>
+template <class Team>
 KOKKOS_INLINE_FUNCTION void multiply(const Team& team, const ProductSize& size, const Left& left, const Panel& right,
                                      const Panel& result, bool add, const float* factor = nullptr) {
-    constexpr int rows = Machine<Exec>::rows, lanes = Machine<Exec>::lanes;
+    constexpr int rows = Machine::rows, lanes = Machine::lanes;
     Kokkos::parallel_for(Kokkos::TeamThreadRange(team, size.rows / rows), [&](int row_group) {
         Kokkos::parallel_for(Kokkos::ThreadVectorRange(team, size.columns / lanes), [&](int column_group) {
             const float* a = left.data + row_group * rows * left.row_stride;
@@ -153,11 +155,10 @@ KOKKOS_INLINE_FUNCTION void multiply(const Team& team, const ProductSize& size, 
 
 /// Policy of `teams` teams with `floats` of scratch each.
 template <class Exec>
-using TilePolicy = Kokkos::TeamPolicy<Exec, Kokkos::Schedule<Kokkos::Dynamic>,
-                                      Kokkos::LaunchBounds<Machine<Exec>::team_size * Machine<Exec>::vector_length>>;
+using TilePolicy = Kokkos::TeamPolicy<Exec, Kokkos::Schedule<Kokkos::Dynamic>, Kokkos::LaunchBounds<1>>;
 template <class Exec>
 TilePolicy<Exec> tile_policy(const Exec& exec, std::int64_t teams, std::size_t floats) {
-    TilePolicy<Exec> policy(exec, static_cast<int>(teams), Machine<Exec>::team_size, Machine<Exec>::vector_length);
+    TilePolicy<Exec> policy(exec, static_cast<int>(teams), 1, 1);
     policy.set_scratch_size(0, Kokkos::PerTeam(static_cast<int>(floats * sizeof(float) + 64)));
     return policy;
 }

@@ -1,0 +1,21 @@
+#include "sparseattn/attention/detail/device_kernels.hpp"
+#include "sparseattn/core/instantiate.hpp"
+
+namespace sparseattn::detail::device {
+
+template <class Exec, class T>
+void launch_queries(const Exec& exec, const BackwardProblem<T, typename Exec::memory_space>& problem) {
+    with_head_dim(problem.head_dim, [&](auto d) {
+        using Kernel = QueryKernel<T, typename Exec::memory_space, d()>;
+        Kernel kernel{problem};
+        kernel.problem.shape = {Kernel::Tile::side, Kernel::Tile::side};
+        launch<d() == 256 ? 1 : 3>("SparseAttn::generic_backward_queries", exec, query_teams(kernel.problem), kernel);
+    });
+}
+
+#define SPARSEATTN_INSTANTIATE_T(EXEC, T) \
+    template void launch_queries(const EXEC&, const BackwardProblem<T, EXEC::memory_space>&);
+#define SPARSEATTN_INSTANTIATE(EXEC) SPARSEATTN_INSTANTIATE_T(EXEC, float) SPARSEATTN_INSTANTIATE_T(EXEC, bf16)
+SPARSEATTN_FOR_DEVICE(SPARSEATTN_INSTANTIATE)
+
+}  // namespace sparseattn::detail::device
