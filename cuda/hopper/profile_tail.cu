@@ -21,7 +21,7 @@ constexpr int tail_stages = Sums ? 2 : 3;
 
 template <bool Sums>
 constexpr int tail_bytes(int panels) {
-    return 1024 + (2 + tail_stages<Sums>) * panels * panel_bytes + (Sums ? 2 * slot_rows * share_pitch * 4 : 0);
+    return 1024 + (2 + tail_stages<Sums>)*panels * panel_bytes + (Sums ? 2 * slot_rows * share_pitch * 4 : 0);
 }
 
 /// The queries of one slot in one sequence.
@@ -152,7 +152,8 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
             bases[warpgroup * slot_rows + threadIdx.x % 128] = base;
         }
         named_sync(1 + warpgroup, 128);
-        for (int half = 0; half < 2; ++half) base[half] = bases[warpgroup * slot_rows + warp * 16 + lane / 4 + 8 * half];
+        for (int half = 0; half < 2; ++half)
+            base[half] = bases[warpgroup * slot_rows + warp * 16 + lane / 4 + 8 * half];
         shares += warpgroup * slot_rows * share_pitch;
     }
     barrier_wait(query_full, 0);
@@ -288,8 +289,9 @@ __global__ void __launch_bounds__(fold_threads) fold_kernel(const __grid_constan
     }
     if (args.columns == nullptr) return;
     const int place = first_block(span.key_begin, block, sequence) + J;
-    const float* mean = args.mean_keys +
-                        (static_cast<std::int64_t>(tail.heads.key_head[member]) * args.block_room + place) * args.head_dim;
+    const float* mean =
+        args.mean_keys +
+        (static_cast<std::int64_t>(tail.heads.key_head[member]) * args.block_room + place) * args.head_dim;
     const float* query =
         args.mean_tails + (static_cast<std::int64_t>(member) * tail.batch.sequences + sequence) * args.head_dim;
     for (int c = threadIdx.x; c < args.head_dim; c += fold_threads) sums[2] += query[c] * mean[c];

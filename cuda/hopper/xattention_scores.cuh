@@ -317,11 +317,12 @@ __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, const TileLi
 }
 
 template <class Shape>
-__device__ __forceinline__ void compute_scores(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage, int all,
-                                               int warpgroup, int warp, int lane) {
+__device__ __forceinline__ void compute_scores(const ScoreArgs& args, const TileList& list,
+                                               ScoreStorage<Shape>& storage, int all, int warpgroup, int warp,
+                                               int lane) {
     Ring<Shape::stages> ring;
-    const int next = compute_tiles<Shape, Shape::scores>(args, list, storage, ring, blockIdx.x, args.heads * args.wholes,
-                                                         warpgroup, warp, lane);
+    const int next = compute_tiles<Shape, Shape::scores>(args, list, storage, ring, blockIdx.x,
+                                                         args.heads * args.wholes, warpgroup, warp, lane);
     compute_tiles<Shape, Shape::scores / 2>(args, list, storage, ring, next, all, warpgroup, warp, lane);
 }
 
@@ -335,7 +336,8 @@ __device__ __forceinline__ TileList find_list(const ScoreArgs& args, ScoreStorag
         plan.places = storage.places;
         build_plan<Shape::threads>(args.shape, plan, storage.warp_sum);
         __syncthreads();
-        for (int i = threadIdx.x; blockIdx.x == 0 && i < max(plan.row_tile_count, plan.sequences + 1); i += Shape::threads) {
+        for (int i = threadIdx.x; blockIdx.x == 0 && i < max(plan.row_tile_count, plan.sequences + 1);
+             i += Shape::threads) {
             if (i < plan.row_tile_count) args.plan.row_tiles[i] = plan.row_tiles[i];
             if (i <= plan.sequences) args.plan.row_tile_begin[i] = plan.row_tile_begin[i];
         }
