@@ -116,12 +116,18 @@ __device__ __forceinline__ void sum_shares(const TailArgs& args, const float* sh
         if (first_key + place < span.keys) args.vertical[base + first_key + place] = sum;
         return;
     }
+    // Row r meets key r - place of the tile, or r - place + 64: two straight lines through the shares.
+    const float *near_line = shares - place, *far_line = near_line + tail_keys;
     float near = 0, far = 0;
 #pragma unroll 16
     for (int r = 0; r < slot_rows; ++r) {
-        const float share = shares[r * share_pitch + ((r - place) & (tail_keys - 1))];
-        near += r >= place ? share : 0.0f;
-        far += r >= place ? 0.0f : share;
+        const bool is_near = r >= place;
+        const float share = (is_near ? near_line : far_line)[r * (share_pitch + 1)];
+        if (is_near) {
+            near += share;
+        } else {
+            far += share;
+        }
     }
     const int distance = rows.position - first_key + place;  // of row r from key r - place
     if (distance >= 0 && distance < span.keys) args.nearer[base + distance] = near;
