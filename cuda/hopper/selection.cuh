@@ -164,12 +164,8 @@ class ClusterSearch {
             }
         }
         const int ties = at_low.count - at_high.count;
-        const double one =
-            ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
-        const double rest = wanted - at_high.weight;
-        int need = static_cast<int>(fmin(fmax(rest / one, 1.0), static_cast<double>(ties)));
-        while (need > 1 && (need - 1) * one >= rest) --need;
-        while (need < ties && need * one < rest) ++need;
+        const double one = ByValue ? value_of(static_cast<std::uint32_t>(low)) : 1;
+        const int need = enough(wanted - at_high.weight, one, ties);
         Cut cut{static_cast<std::uint32_t>(low), count_, at_high.count + need};
         if (Ties && need < ties) cut.tie_end = tie_end(first, cut.key, need);
         return cut;
@@ -193,6 +189,17 @@ class ClusterSearch {
     }
 
   private:
+    /// The value, not negative, that has this key.
+    static __device__ __forceinline__ double value_of(std::uint32_t key) {
+        return static_cast<double>(__uint_as_float(key & 0x7fffffffu));
+    }
+    /// The fewest of `most` equal weights that reach `rest`; at least one.
+    static __device__ __forceinline__ int enough(double rest, double weight, int most) {
+        int need = static_cast<int>(fmin(fmax(rest / weight, 1.0), static_cast<double>(most)));
+        while (need > 1 && (need - 1) * weight >= rest) --need;
+        while (need < most && need * weight < rest) ++need;
+        return need;
+    }
     static __device__ __forceinline__ void reduce(Tally& own) {
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) {
