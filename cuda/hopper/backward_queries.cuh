@@ -316,7 +316,7 @@ struct QueryPass {
             }
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
-            if constexpr (split_queries && D < 256) {  // measured: it does not help blocks of 64
+            if constexpr (split_queries) {  // measured: it does not help blocks of 64
                 std::uint32_t bits[scores];
 #pragma unroll
                 for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
