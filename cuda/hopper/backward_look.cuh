@@ -16,6 +16,7 @@ struct PieceNote {
     Piece piece;
     KeyItem item;
     SequenceSpan span;
+    int part;       // of the block, where it is worked on in parts
     int row_begin;  // number of the sequence's first row
     int j0, j1;     // the keys lie between these
 };

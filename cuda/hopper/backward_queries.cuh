@@ -42,7 +42,7 @@ struct QueryPass {
         TileNote notes[key_stages];
         int singles[key_stages][tile_keys];  // of a tile of single keys
         GatherOrder orders[2];  // of keys, of values
-        ItemNote item;
+        ItemNote item, next_item;
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
         Barrier value_full[value_stages], value_empty[value_stages];
@@ -58,6 +58,8 @@ struct QueryPass {
         RaggedLoader ragged;
         Ring<key_stages> keys;
         Ring<value_stages> values;
+        std::uint32_t phase = 0;  // of the queries
+        bool due = false;         // Q and dO of the item are to be loaded
 
         /// Loads a key block's keys or values, of which `valid` are of its sequence; nothing when `begin` < 0.
         __device__ __forceinline__ void load(unsigned char* stage, const CUtensorMap* map, Barrier* full, int begin,
@@ -82,6 +84,7 @@ struct QueryPass {
             __syncwarp();
             load(shared.key[keys.stage], &maps.key, &shared.key_full[keys.stage], note.begin, token, head, valid);
             keys.next();
+            if (due) take_queries();
             barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
             load(shared.value[values.stage], &maps.value, &shared.value_full[values.stage], note.begin, token, head,
                  valid);
@@ -97,6 +100,7 @@ struct QueryPass {
         /// The single keys of a list, as tiles.
         __device__ __forceinline__ void send_singles(const ListSpan& list, int branch, int key_head, int key_token) {
             for (int first = 0; first < list.count; first += tile_keys) {
+                if (due) take_queries();
                 barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
                 for (int i = lane; i < tile_keys; i += 32) {
                     shared.singles[keys.stage][i] = first + i < list.count ? list.entries[first + i] : no_key;
@@ -132,8 +136,22 @@ struct QueryPass {
             for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0, 0);
         }
 
-        /// One item: Q and dO, then its branches that have weight.
-        __device__ __forceinline__ void send_item(int item, std::uint32_t phase) {
+        /// Q and dO of the item noted, once the consumers are done with those before.
+        __device__ __forceinline__ void take_queries() {
+            barrier_wait(&shared.queries_empty, phase ^ 1);
+            if (elect_one()) {
+                const ItemNote item = shared.next_item;
+                shared.item = item;
+                barrier_expect(&shared.queries_full, 2 * query_bytes);
+                load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, item.token, item.head);
+                load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, item.token, item.head);
+            }
+            __syncwarp();
+            due = false;
+        }
+        /// One item: its branches that have weight. The first keys are sent before the consumers are done with the item
+        /// before.
+        __device__ __forceinline__ void send_item(int item) {
             const int head = item / args.layout.rows;
             const int row = args.layout.rows - 1 - item % args.layout.rows;
             const int sequence = args.layout.row_sequence[row];
@@ -142,17 +160,14 @@ struct QueryPass {
             const int i1 = min(i0 + B, span.queries);
             const int first = branch_weight(args, 0, head) != 0 ? 0 : 1;
             const int last = args.branches == 2 && branch_weight(args, 1, head) != 0 ? 1 : 0;
-            barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
-                shared.item = {head,         span.query_begin + i0,
-                               i0,           head * args.tiles + row * (B / query_tile),
-                               span.queries, span.keys,
-                               -1,           first};
-                barrier_expect(&shared.queries_full, 2 * query_bytes);
-                load_tile<B, D>(shared.query, &maps.query, &shared.queries_full, span.query_begin + i0, head);
-                load_tile<B, D>(shared.dout, &maps.dout, &shared.queries_full, span.query_begin + i0, head);
+                shared.next_item = {head,         span.query_begin + i0,
+                                    i0,           head * args.tiles + row * (B / query_tile),
+                                    span.queries, span.keys,
+                                    -1,           first};
             }
             __syncwarp();
+            due = true;
             for (int branch = first; branch <= last; ++branch) {
                 send_branch(branch, branch < last ? branch + 1 : -1, head, row, i0, i1, span);
             }
@@ -160,9 +175,8 @@ struct QueryPass {
 
         __device__ __forceinline__ void run() {
             PieceQueue<true> queue(args.plan.next + 1, args.plan.query_pieces, args.plan.count[1], lane);
-            std::uint32_t phase = 0;
             for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
-                send_item(piece.item, phase);
+                send_item(piece.item);
             }
             barrier_wait(&shared.queries_empty, phase ^ 1);
             if (elect_one()) {
