@@ -12,8 +12,8 @@ namespace sparseattn::cuda::hopper {
 template <int D, int B, bool WithQueries>
 struct KeyPassLoad {
     static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
-    static constexpr bool wide = D == 256;               // the warpgroups split the channels: backward_keys_wide.cuh
-    static constexpr int tile_keys = wide ? 64 : B;      // of a block that are worked on at once
+    static constexpr bool wide = D == 256;           // the warpgroups split the channels: backward_keys_wide.cuh
+    static constexpr int tile_keys = wide ? 64 : B;  // of a block that are worked on at once
     static constexpr int stages = wide ? 2 : D == 64 ? 6 : (B == 128 ? 3 : 4);
     static constexpr int key_bytes = tile_keys * D * 2;
     static constexpr int query_bytes = query_tile * D * 2;
@@ -30,7 +30,8 @@ struct KeyPassLoad {
     static constexpr bool hold = split_keys && (D == 128 || !WithQueries);
     // Registers of the loading warpgroup's threads and of the others'.
     static constexpr int load_registers = D == 128 ? 24 : 40, sum_registers = (504 - load_registers) / 2;
-    static_assert(!WithQueries || (split_keys && !wide) || D == 64, "one warpgroup has no registers for 128 channels of dQ");
+    static_assert(!WithQueries || (split_keys && !wide) || D == 64,
+                  "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
         alignas(1024) unsigned char key[key_bytes];
@@ -48,7 +49,7 @@ struct KeyPassLoad {
         TileNote notes[stages];
         ItemNote item;
         PieceNote piece;
-        Share share;  // of the producer
+        Share share;          // of the producer
         int keys[tile_keys];  // see KeyItem::key
         LookShared<tile_keys, WithQueries ? 0 : stages> look;
         Barrier keys_full, keys_empty, ragged;
@@ -159,7 +160,7 @@ struct KeyPassLoad {
             for (int i = fresh(lane); i < tile_keys; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
             __syncwarp();
             if (elect_one()) {
-                shared.item = {note.item.head,    note.span.key_begin, note.part, 0,
+                shared.item = {note.item.head,    note.span.key_begin, note.part,       0,
                                note.span.queries, note.span.keys,      note.piece.slot, 0};
             }
             if (!note.item.lines) load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
