@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
         tensor_prefetch(&args.value);
     }
     __syncthreads();
-    if (args.pieces.items != nullptr) dependents_may_launch();  // the kernel that merges
+    if (args.pieces.cut) dependents_may_launch();  // the kernel that merges
     if (warpgroup == 0) {
         give_registers<56>();
         const int team = warp % 2;
         if (team < Shape::teams) {
             if (warp < 2) {
                 load_tiles<Shape>(args, storage.data[team], storage.control[team], lane);
-            } else if (lane == 0) {
-                schedule_tiles<Shape>(args, storage.control[team], team);
+            } else {
+                schedule_tiles<Shape>(args, storage.control[team], team, lane);
             }
         }
     } else {

@@ -63,8 +63,8 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
     int at = search.before(own, total);
     std::int32_t* kept =
         args.kept + (static_cast<std::int64_t>(list) * args.batch.sequences + sequence) * args.most_columns;
-    std::int32_t* before =
-        args.before + member * (static_cast<std::int64_t>(args.batch.keys) + args.batch.sequences) + span.key_begin + sequence;
+    std::int32_t* before = args.before + member * (static_cast<std::int64_t>(args.batch.keys) + args.batch.sequences) +
+                           span.key_begin + sequence;
     for (int base = search.begin(); base < search.end(); base += search_threads) {
         const int i = base + static_cast<int>(threadIdx.x);
         const bool take = takes(i);
@@ -85,7 +85,8 @@ struct SingleKeys {
 
     __device__ __forceinline__ SingleKeys(const MInferenceArgs& args, std::int64_t list_row, const std::uint32_t* bits)
         : words(bits) {
-        const int list = static_cast<int>(list_row / args.target.rows), row = static_cast<int>(list_row % args.target.rows);
+        const int list = static_cast<int>(list_row / args.target.rows),
+                  row = static_cast<int>(list_row % args.target.rows);
         const int sequence = args.target.row_sequence[row], block = args.block;
         const SequenceSpan span(args.batch, sequence);
         const std::int64_t place = static_cast<std::int64_t>(list) * args.batch.sequences + sequence;
@@ -101,7 +102,8 @@ struct SingleKeys {
         for (int base = 0; base < count; base += 32) {
             const int key = base + lane < count ? kept[base + lane] : end;
             const int J = key >> shift;
-            visit(key, __ballot_sync(every_lane, key < end && (words[min(J, (end - 1) >> shift) >> 5] >> (J & 31) & 1) == 0));
+            visit(key, __ballot_sync(every_lane,
+                                     key < end && (words[min(J, (end - 1) >> shift) >> 5] >> (J & 31) & 1) == 0));
         }
     }
 };
@@ -115,12 +117,14 @@ __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__
     wait_for_previous_kernel();
     const int row = blockIdx.x * (row_threads / 32) + threadIdx.x / 32, lane = threadIdx.x % 32, member = blockIdx.y;
     if (row >= args.target.rows) return;
-    const int sequence = args.target.row_sequence[row], local = row - args.target.row_begin[sequence], block = args.block;
+    const int sequence = args.target.row_sequence[row], local = row - args.target.row_begin[sequence],
+              block = args.block;
     const SequenceSpan span(args.batch, sequence);
     const int end = RowSpan(block, true, local, span.queries, span.keys).end, shift = span.keys - span.queries;
     const int first = local * block + shift, last = min((local + 1) * block, span.queries) - 1 + shift;
-    const std::int32_t* less =
-        args.before + member * (static_cast<std::int64_t>(args.batch.keys) + args.batch.sequences) + span.key_begin + sequence;
+    const std::int32_t* less = args.before +
+                               member * (static_cast<std::int64_t>(args.batch.keys) + args.batch.sequences) +
+                               span.key_begin + sequence;
     const std::int64_t list_row = static_cast<std::int64_t>(args.heads.first_list + member) * args.target.rows + row;
     int marked = 0;
     std::uint32_t* words = bits + threadIdx.x / 32 * args.word_count;
@@ -175,8 +179,8 @@ cudaError_t launch_minference_rows(const MInferenceArgs& args, cudaStream_t stre
     return launch_overlapping(mark_rows, grid, row_threads, args.word_count * row_threads / 32 * 4, stream, args);
 }
 
-cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets, std::int32_t* keys,
-                                   cudaStream_t stream) {
+cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets,
+                                   std::int32_t* keys, cudaStream_t stream) {
     const std::int64_t rows = static_cast<std::int64_t>(args.target.lists) * args.target.rows;
     const std::int64_t mask_rows = static_cast<std::int64_t>(mask_lists) * args.target.rows;
     return launch_fill(FillKeys{args, keys}, args.key_counts, rows, mask_rows, offsets, stream,

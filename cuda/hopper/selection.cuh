@@ -90,8 +90,12 @@ class ClusterSearch {
             held_[i - begin_] = values[i];  // each thread reads what it wrote
         }
     }
-    [[nodiscard]] __device__ int begin() const { return begin_; }  // of this thread block's share
-    [[nodiscard]] __device__ int end() const { return end_; }
+    [[nodiscard]] __device__ int begin() const {
+        return begin_;
+    }  // of this thread block's share
+    [[nodiscard]] __device__ int end() const {
+        return end_;
+    }
 
     /// Sums over the cluster, in every thread.
     template <int Count>
@@ -121,8 +125,8 @@ class ClusterSearch {
 
     /// The values from `first` on: in descending order, ties lower index first, while what was taken weighs
     /// less than `required`; the one that reaches it is taken. Weights are the values (ByValue, not negative) or 1.
-    /// Everything when they never reach it, or when one is NaN. `required` gets the sum of all weights. With Ties false,
-    /// only `taken` of the result means something.
+    /// Everything when they never reach it, or when one is NaN. `required` gets the sum of all weights. With Ties
+    /// false, only `taken` of the result means something.
     template <bool ByValue, bool Ties, class Required>
     __device__ __forceinline__ Cut find(int first, const Required& required) {
         std::uint64_t low = ByValue ? 0x80000000u : 0, high = std::uint64_t{1} << 32;
@@ -146,7 +150,8 @@ class ClusterSearch {
             sum(part);
             const std::uint64_t base = low;
 #pragma unroll
-            for (int p = search_pivots - 1; p >= 0; --p) {  // from above: the last that falls short, then the first that reaches
+            for (int p = search_pivots - 1; p >= 0;
+                 --p) {  // from above: the last that falls short, then the first that reaches
                 const std::uint64_t pivot = base + (p + 1) * step;
                 if (low != base || pivot >= high) continue;
                 if (part[p].weight >= wanted) {
@@ -159,11 +164,8 @@ class ClusterSearch {
             }
         }
         const int ties = at_low.count - at_high.count;
-        const double one = ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
-        const double rest = wanted - at_high.weight;
-        int need = static_cast<int>(fmin(fmax(rest / one, 1.0), static_cast<double>(ties)));
-        while (need > 1 && (need - 1) * one >= rest) --need;
-        while (need < ties && need * one < rest) ++need;
+        const double one = ByValue ? value_of(static_cast<std::uint32_t>(low)) : 1;
+        const int need = enough(wanted - at_high.weight, one, ties);
         Cut cut{static_cast<std::uint32_t>(low), count_, at_high.count + need};
         if (Ties && need < ties) cut.tie_end = tie_end(first, cut.key, need);
         return cut;
@@ -187,6 +189,17 @@ class ClusterSearch {
     }
 
   private:
+    /// The value, not negative, that has this key.
+    static __device__ __forceinline__ double value_of(std::uint32_t key) {
+        return static_cast<double>(__uint_as_float(key & 0x7fffffffu));
+    }
+    /// The fewest of `most` equal weights that reach `rest`; at least one.
+    static __device__ __forceinline__ int enough(double rest, double weight, int most) {
+        int need = static_cast<int>(fmin(fmax(rest / weight, 1.0), static_cast<double>(most)));
+        while (need > 1 && (need - 1) * weight >= rest) --need;
+        while (need < most && need * weight < rest) ++need;
+        return need;
+    }
     static __device__ __forceinline__ void reduce(Tally& own) {
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2) {
@@ -197,7 +210,8 @@ class ClusterSearch {
     /// visit(value) for this thread's values of places [first, last).
     template <class Visit>
     __device__ __forceinline__ void each(int first, int last, const Visit& visit) const {
-        const int skipped = max(first - begin_ - static_cast<int>(threadIdx.x) + search_threads - 1, 0) / search_threads;
+        const int skipped =
+            max(first - begin_ - static_cast<int>(threadIdx.x) + search_threads - 1, 0) / search_threads;
         int i = begin_ + static_cast<int>(threadIdx.x) + skipped * search_threads;
         const int held = min(held_end_, last), end = min(end_, last);
 #pragma unroll 4

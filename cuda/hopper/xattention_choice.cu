@@ -143,7 +143,8 @@ __device__ __forceinline__ void row_factors(const float2* tops, int count, int t
 #pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
 #pragma unroll 1
-    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+        top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));
     float total = 0;
 #pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) {

@@ -63,9 +63,10 @@ struct MInferenceOptions {
 /// them. (arXiv 2407.02490, section 3; ties take the lower index.)
 ///
 /// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Single keys have room for all kept
-/// columns of every row on a device, 4 bytes each. Takes `minference_bytes` of workspace. Throws InvalidArgument for
-/// options out of range, patterns whose number is not Hq, shapes that do not fit the sequences, and sequences with
-/// fewer keys than queries.
+/// columns of every row on a device, 4 bytes each. Takes `minference_bytes` of workspace (bf16 on Hopper GPUs, with no
+/// head of another scored type than vertical_and_slash: cuda/select.hpp, whose workspace is another). Throws
+/// InvalidArgument for options out of range, patterns whose number is not Hq, shapes that do not fit the sequences, and
+/// sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const HeadsView<const T, typename Exec::memory_space>& query,
