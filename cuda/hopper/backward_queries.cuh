@@ -7,21 +7,19 @@
 /// Single keys follow the blocks of a list, gathered by the other warps of the producer's warpgroup as blocks of their
 /// own. S = Q K^T and dP = dO V^T are formed again; dS leaves the registers only as operand of dQ += dS K. Blocks of
 /// 128: each warpgroup has 64 of the queries and both see every key block. Blocks of 64: both have all queries and take
+<<<<<<< HEAD
 /// key blocks in turn; their sums are added at the end. Every sum has a fixed order.
+=======
+/// key blocks in turn; their sums are added at the end. With 256 channels a key block is worked on 64 keys at a time.
+/// Every sum has a fixed order.
+>>>>>>> main
 
-#include "cuda/hopper/backward_parts.cuh"
+#include "cuda/hopper/backward_queries_load.cuh"
 
 namespace sparseattn::cuda::hopper {
 
-/// Rows that are to be gathered: keys or values of single keys.
-struct GatherOrder {
-    int stage;  // of the ring; -1: no more
-    int list;   // stage of the ring of keys that says which
-    int head;   // of keys
-    int token;  // first key of the sequence in the packed batch
-};
-
 template <int D, int B>
+<<<<<<< HEAD
 struct QueryPass {
     static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
     static constexpr int tile_keys = D == 256 ? 64 : B;  // of a block that are worked on at once
@@ -193,6 +191,13 @@ struct QueryPass {
     }
 
     // --- Consumers --------------------------------------------------------------------------------------------------
+=======
+struct QueryPass : QueryPassLoad<D, B> {
+    using Load = QueryPassLoad<D, B>;
+    using Load::key_panel, Load::key_stages, Load::query_bytes, Load::query_panel, Load::scores, Load::split_queries;
+    using Load::tile_keys, Load::tile_step, Load::value_stages;
+    using typename Load::Shared;
+>>>>>>> main
 
     struct Consumer {
         // Registers are scarce (224 of 240 hold fragments at d 128): whatever can be read again is not kept.
@@ -316,7 +321,7 @@ struct QueryPass {
             }
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
-            if constexpr (split_queries && D < 256) {  // measured: it does not help blocks of 64
+            if constexpr (split_queries) {  // measured: it does not help blocks of 64
                 std::uint32_t bits[scores];
 #pragma unroll
                 for (int i = 0; i < scores; ++i) bits[i] = __float_as_uint(score[i]);
@@ -431,33 +436,10 @@ __global__ void __launch_bounds__(384, 1)
     using Pass = QueryPass<D, B>;
     extern __shared__ __align__(1024) unsigned char raw[];
     auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
-    if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
-    if (threadIdx.x == 0) {
-        barrier_init(&shared.queries_full, 1);
-        barrier_init(&shared.ragged, 1);
-        barrier_init(&shared.queries_empty, 256);  // every reader of the item's note
-        for (int stage = 0; stage < Pass::key_stages; ++stage) {
-            barrier_init(&shared.key_full[stage], 1);
-            barrier_init(&shared.key_empty[stage], Pass::readers * releasing_lanes);
-        }
-        for (int stage = 0; stage < Pass::value_stages; ++stage) {
-            barrier_init(&shared.value_full[stage], 1);
-            barrier_init(&shared.value_empty[stage], Pass::readers * releasing_lanes);
-        }
-        barrier_init_fence();
-    }
-    __syncthreads();
+    Pass::open(shared);
     if (threadIdx.x / 128 == 0) {
         give_registers<24>();
-        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
-        if (warp == 0) {
-            const int lane = static_cast<int>(threadIdx.x);
-            typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}, {}};
-            producer.run();
-            wait_for_previous_kernel();  // so that whatever follows this kernel follows the key pass too
-        } else if (args.lines.taken != nullptr) {
-            Pass::gather(args, shared);
-        }
+        Pass::load(args, maps, shared);
     } else {
         take_registers<240>();
         typename Pass::Consumer consumer{args, shared, {}, {}};

@@ -12,11 +12,11 @@ __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     constexpr int consumer_warps = 4 * Shape::warpgroups;
     for (int i = 0; i < Shape::stages; ++i) {
         barrier_init(&control.full[i], 1);
-        barrier_init(&control.empty[i], consumer_warps);
+        barrier_init(&control.empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::query_stages; ++i) {
         barrier_init(&control.query_full[i], 1);
-        barrier_init(&control.query_empty[i], consumer_warps);
+        barrier_init(&control.query_empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::tile_slots; ++i) {
         barrier_init(&control.tile_full[i], 1);

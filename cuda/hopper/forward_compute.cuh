@@ -232,7 +232,7 @@ struct Consumer {
     /// Of the warpgroup's 64 rows, the thread's first one; the second one is 8 below.
     __device__ __forceinline__ int first_row() const { return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4; }
     __device__ __forceinline__ void release(Barrier* barrier) const {
-        if (lane == 0) barrier_arrive(barrier);
+        if (releasing_lanes == 32 || lane == 0) barrier_arrive(barrier);
     }
     /// Before `whole`, in which the lanes meet: the lane that releases the stage does so behind it.
     __device__ __forceinline__ TileKeys keys_of(int stage) const { return control.tile_keys[stage]; }
