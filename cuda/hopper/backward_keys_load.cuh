@@ -160,16 +160,8 @@ struct KeyPassLoad {
             for (int i = fresh(lane); i < tile_keys; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
             __syncwarp();
             if (elect_one()) {
-<<<<<<< HEAD
-                note.row_begin = args.layout.row_begin[note.item.sequence];
-                note.j0 = note.item.lines ? shared.keys[0] : note.item.begin;
-                note.j1 = note.item.lines ? shared.keys[min(note.item.keys, B) - 1] + 1 : note.item.begin + B;
-                shared.item = {note.item.head, note.span.key_begin, 0, 0, note.span.queries,
-                               note.span.keys, note.piece.slot,     0};
-=======
                 shared.item = {note.item.head,    note.span.key_begin, note.part,       0,
                                note.span.queries, note.span.keys,      note.piece.slot, 0};
->>>>>>> main
             }
             if (!note.item.lines) load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
             __syncwarp();

@@ -98,12 +98,8 @@ class ClusterSearch {
         }
         cluster.sync();
     }
-    [[nodiscard]] __device__ int begin() const {
-        return begin_;
-    }  // of this thread block's share
-    [[nodiscard]] __device__ int end() const {
-        return end_;
-    }
+    [[nodiscard]] __device__ int begin() const { return begin_; }  // of this thread block's share
+    [[nodiscard]] __device__ int end() const { return end_; }
 
     /// The values from `first` on: in descending order, ties lower index first, while what was taken weighs
     /// less than `required`; the one that reaches it is taken. Weights are the values (ByValue, not negative) or 1.
@@ -213,47 +209,6 @@ class ClusterSearch {
         }
         ++round_;
     }
-<<<<<<< HEAD
-
-    /// The values from `first` on: in descending order, ties lower index first, while what was taken weighs
-    /// less than `required`; the one that reaches it is taken. Weights are the values (ByValue, not negative) or 1.
-    /// Everything when they never reach it, or when one is NaN. `required` gets the sum of all weights. With Ties
-    /// false, only `taken` of the result means something.
-    template <bool ByValue, bool Ties, class Required>
-    __device__ __forceinline__ Cut find(int first, const Required& required) {
-        std::uint64_t low = ByValue ? 0x80000000u : 0, high = std::uint64_t{1} << 32;
-        Tally all[1] = {{0, 0}};
-        each(first, count_, [&](float own) { all[0] += {ByValue ? static_cast<double>(own) : 1.0, 1}; });
-        sum(all);
-        const double wanted = required(all[0].weight);
-        if (wanted <= 0) return {};
-        if (!(all[0].weight >= wanted)) return {0, count_, all[0].count};
-        Tally at_low = all[0], at_high{};
-        while (high - low > 1) {
-            const std::uint64_t step = max((high - low) / (search_pivots + 1), std::uint64_t{1});
-            Tally part[search_pivots] = {};
-            each(first, count_, [&](float own) {
-                const std::uint64_t key = order_key(own);
-#pragma unroll
-                for (int p = 0; p < search_pivots; ++p) {
-                    if (key >= low + (p + 1) * step) part[p] += {ByValue ? static_cast<double>(own) : 1.0, 1};
-                }
-            });
-            sum(part);
-            const std::uint64_t base = low;
-#pragma unroll
-            for (int p = search_pivots - 1; p >= 0;
-                 --p) {  // from above: the last that falls short, then the first that reaches
-                const std::uint64_t pivot = base + (p + 1) * step;
-                if (low != base || pivot >= high) continue;
-                if (part[p].weight >= wanted) {
-                    low = pivot;
-                    at_low = part[p];
-                } else {
-                    high = pivot;
-                    at_high = part[p];
-                }
-=======
     /// The first of this thread's places from `first` on.
     __device__ __forceinline__ int own_from(int first) const {
         const int own = begin_ + static_cast<int>(threadIdx.x);
@@ -284,7 +239,6 @@ class ClusterSearch {
             for (int p = 0; p < search_pivots; ++p) {
                 const bool inside = key - first >= (p + 1) * by;
                 part[p] += {inside ? weight : 0.0, inside ? 1 : 0};
->>>>>>> main
             }
         };
         int kept = 0;
@@ -295,62 +249,11 @@ class ClusterSearch {
             held_[kept++ * search_threads] = own;
             visit(own, key);
         }
-<<<<<<< HEAD
-        const int ties = at_low.count - at_high.count;
-        const double one =
-            ByValue ? static_cast<double>(__uint_as_float(static_cast<std::uint32_t>(low) & 0x7fffffffu)) : 1;
-        const double rest = wanted - at_high.weight;
-        int need = static_cast<int>(fmin(fmax(rest / one, 1.0), static_cast<double>(ties)));
-        while (need > 1 && (need - 1) * one >= rest) --need;
-        while (need < ties && need * one < rest) ++need;
-        Cut cut{static_cast<std::uint32_t>(low), count_, at_high.count + need};
-        if (Ties && need < ties) cut.tie_end = tie_end(first, cut.key, need);
-        return cut;
-    }
-
-    /// Sum of `count`, a number of each thread block, over those before this one; `total` over all.
-    __device__ __forceinline__ int before(int count, int& total) {
-        auto cluster = cooperative_groups::this_cluster();
-        if (threadIdx.x < search_blocks) {
-            cluster.map_shared_rank(&storage_.of_block[round_][0][rank_], static_cast<int>(threadIdx.x))->count = count;
-        }
-        cluster.sync();
-        int sum = 0;
-        total = 0;
-        for (int r = 0; r < search_blocks; ++r) {
-            if (r == rank_) sum = total;
-            total += storage_.of_block[round_][0][r].count;
-        }
-        round_ ^= 1;
-        return sum;
-    }
-
-  private:
-    static __device__ __forceinline__ void reduce(Tally& own) {
-#pragma unroll
-        for (int distance = 16; distance > 0; distance /= 2) {
-            own.weight += __shfl_xor_sync(every_lane, own.weight, distance);
-        }
-        own.count = __reduce_add_sync(every_lane, own.count);
-    }
-    /// visit(value) for this thread's values of places [first, last).
-    template <class Visit>
-    __device__ __forceinline__ void each(int first, int last, const Visit& visit) const {
-        const int skipped =
-            max(first - begin_ - static_cast<int>(threadIdx.x) + search_threads - 1, 0) / search_threads;
-        int i = begin_ + static_cast<int>(threadIdx.x) + skipped * search_threads;
-        const int held = min(held_end_, last), end = min(end_, last);
-#pragma unroll 4
-        for (; i < held; i += search_threads) visit(held_[i - begin_]);
-#pragma unroll 4
-        for (; i < end; i += search_threads) visit(values_[i]);
-=======
         held_count_ = kept;
         for (int i = rest_; i < end_; i += search_threads) {
             const std::uint32_t key = order_key(values_[i]);
             if (key >= first && key <= last) visit(values_[i], key);
         }
->>>>>>> main
     }
     /// One past the place of the `need`-th value of this key.
     __device__ __forceinline__ int tie_end(int first, std::uint32_t key, int need) {
