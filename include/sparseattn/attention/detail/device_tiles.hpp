@@ -270,6 +270,14 @@ KOKKOS_INLINE_FUNCTION void clear(float (&sum)[rows][columns]) {
     }
 }
 
+/// Splits a league rank: heads fastest, so that under a causal mask the longest rows of all heads come first.
+template <class T, class Mem>
+KOKKOS_INLINE_FUNCTION QueryWork longest_first(const GenericProblem<T, Mem>& problem, int rank) {
+    const auto& grid = problem.branch[0].layout.grid;
+    const int parts = grid.block / problem.shape.queries, part = rank / problem.heads;
+    return query_part(problem, rank % problem.heads, grid.rows - 1 - part / parts, parts - 1 - part % parts);
+}
+
 /// The key tiles that a branch lists for the rows of a query block, one after the other: blocks first, then single
 /// keys.
 template <class Mem>
