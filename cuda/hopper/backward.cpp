@@ -28,7 +28,8 @@ constexpr double least_keys = 640;
 bool sums_dq(const GatedBackwardParams& params) {
     const double keys = params.density * static_cast<double>(params.batch.keys) / std::max(params.batch.sequences, 1);
     const bool enough = params.density >= 1 || keys >= least_keys;
-    return !params.deterministic && enough && !has_singles(params) && (params.layout.block == 128 || params.head_dim <= 64);
+    return !params.deterministic && enough && !has_singles(params) && params.head_dim <= 128 &&
+           (params.layout.block == 128 || params.head_dim <= 64);
 }
 
 /// The parts of the workspace, as offsets in bytes.
@@ -49,7 +50,8 @@ struct Parts {
         const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
         const std::size_t key_items = number(params.layout.key_blocks) * number(params.key_heads) * (lines ? 2 : 1);
         const std::size_t keys = lines ? number(params.batch.keys) * number(params.key_heads) : 0;
-        const std::size_t slots = Plan::slots(processors), channels = params.head_dim <= 64 ? 64 : 128;
+        const std::size_t slots = Plan::slots(processors);
+        const std::size_t channels = params.head_dim <= 64 ? 64 : params.head_dim <= 128 ? 128 : 256;
         counters = part(5, sizeof(int));
         key_pieces = part(key_items + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));
@@ -96,9 +98,8 @@ cudaError_t look_at(Machine& machine) {
 
 const char* backward_gap(const GatedBackwardParams& params) {
     if (params.type != Type::bf16) return "type is not bf16";
-    if (params.head_dim != 32 && params.head_dim != 64 && params.head_dim != 96 && params.head_dim != 128) {
-        return "head dimension is not 32, 64, 96 or 128";
-    }
+    const int d = params.head_dim;
+    if (d != 32 && d != 64 && d != 96 && d != 128 && d != 256) return "head dimension is not 32, 64, 96, 128 or 256";
     if (params.layout.block != 64 && params.layout.block != 128) return "block is not 64 or 128";
     if (params.key_heads < 1 || params.query_heads % params.key_heads != 0) {
         return "query heads are not a multiple of key heads";

@@ -35,10 +35,6 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
         static __device__ __forceinline__ int group() { return threadIdx.x / 128 - 1; }  // of the consumers, 0 or 1
         static __device__ __forceinline__ int thread() { return threadIdx.x % 128; }     // in the warpgroup
         static __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-        /// The thread's first key of the tile; its second one is 8 further on.
-        static __device__ __forceinline__ int first_row() {
-            return (split_keys ? group() * 64 : 0) + first_row_of(thread());
-        }
 
         __device__ __forceinline__ void next_tile() {
             for (int i = 0; i < tile_step; ++i) ring.next();
@@ -63,64 +59,6 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             product_fence();
             product_of_rows<D>(dscore, my_keys(shared.value), key_panel, shared.dout[ring.stage], query_panel);
             product_commit();
-        }
-
-        /// Sets scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible, and
-        /// those from `tail` on that are not before low (TokenRule, solved for the query).
-        __device__ __forceinline__ void mask() {
-            const TileNote note = shared.notes[ring.stage];
-            const int branch = note.masked - 1;
-            const Window window = window_of(args, branch, note.head);
-            constexpr int far = 1 << 30;
-            const int first = note.begin + lane() % 4 * 2;  // the thread's first query
-            const int tail = shared.item.queries - window.dense_tail - first;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = first_row() + 8 * half, j = shared.keys[row];
-                const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
-                int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
-                if constexpr (!WithQueries) {
-                    if ((shared.look.key_bits[ring.stage][row / 32] >> row % 32 & 1) == 0) low = far;
-                }
-                const int high =
-                    window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
-#pragma unroll
-                for (int i = 0; i < 32; i += 4) {
-#pragma unroll
-                    for (int side = 0; side < 2; ++side) {
-                        const int query = i * 2 + side;
-                        if (query < low || (query >= high && query < tail)) score[i + 2 * half + side] = -INFINITY;
-                    }
-                }
-            }
-        }
-
-        /// P^T from S^T.
-        __device__ __forceinline__ void exponentiate() {
-            const float* lse = shared.values[ring.stage] + lane() % 4 * 2;
-#pragma unroll
-            for (int i = 0; i < 32; i += 4) {
-                const float2 l = *reinterpret_cast<const float2*>(lse + i * 2);
-                score[i] = exp2_fast(score[i] * args.scale_log2 - l.x);
-                score[i + 1] = exp2_fast(score[i + 1] * args.scale_log2 - l.y);
-                score[i + 2] = exp2_fast(score[i + 2] * args.scale_log2 - l.x);
-                score[i + 3] = exp2_fast(score[i + 3] * args.scale_log2 - l.y);
-            }
-        }
-        /// dS^T = P^T (dP^T - delta), packed. P is the rounded one that dV sums: its unrounded registers are free by
-        /// now.
-        __device__ __forceinline__ void differentiate() {
-            const float* delta = shared.values[ring.stage] + query_tile + lane() % 4 * 2;
-#pragma unroll
-            for (int i = 0; i < 32; i += 4) {
-                const float2 l = *reinterpret_cast<const float2*>(delta + i * 2);
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const std::uint32_t p = packed_score[i / 2 + half];
-                    packed_dscore[i / 2 + half] = pack_bf16(unpack_low(p) * (dscore[i + 2 * half] - l.x),
-                                                            unpack_high(p) * (dscore[i + 2 * half + 1] - l.y));
-                }
-            }
         }
 
         /// Where dS^T of a tile lies. Warpgroups that share tiles have two buffers in turn: whoever passes the barrier
@@ -211,8 +149,10 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             start_dscores();
             product_wait<First ? 1 : 2>();
             pin(score);
-            if (shared.notes[ring.stage].masked != 0) mask();
-            exponentiate();
+            if (shared.notes[ring.stage].masked != 0) {
+                Load::mask(args, shared, ring.stage, lane(), score);
+            }
+            Load::exponentiate(args, shared.values[ring.stage], lane(), score);
             if constexpr (hold) {
                 pack(score, packed_score);
                 stay_before(packed_score, 0x80008000u);
@@ -227,7 +167,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             product_wait<0>();
             pin(dvalue);
 #endif
-            differentiate();
+            Load::differentiate(shared.values[ring.stage], lane(), packed_score, dscore, packed_dscore);
             pin(packed_dscore);
             if constexpr (WithQueries) publish_dscores();
             product_wait<0>();
@@ -282,7 +222,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
             std::int64_t tokens[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int key = shared.keys[first_row() + 8 * half];
+                const int key = shared.keys[Load::first_row() + 8 * half];
                 tokens[half] = key == no_key ? -1 : item.token + key;
             }
             if constexpr (split_keys) {
@@ -333,38 +273,10 @@ __global__ void __launch_bounds__(384, 1)
     using Pass = KeyPass<D, B, WithQueries>;
     extern __shared__ __align__(1024) unsigned char raw[];
     auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
-    if (shared_address(raw) % 1024 != 0) __trap();  // the swizzle counts on it
-    if (threadIdx.x == 0) {
-        barrier_init(&shared.keys_full, 1);
-        barrier_init(&shared.ragged, 1);
-        barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
-        for (int group = 0; group < 2; ++group) {
-            barrier_init(&shared.dquery_full[group], 128);
-            barrier_init(&shared.dquery_empty[group], releasing_lanes);
-        }
-        for (int stage = 0; stage < Pass::stages; ++stage) {
-            barrier_init(&shared.full[stage], 1);
-            barrier_init(&shared.empty[stage], Pass::readers * releasing_lanes);
-        }
-        barrier_init_fence();
-        if constexpr (!WithQueries) shared.look.turn = 0;
-    }
-    __syncthreads();
-    wait_for_previous_kernel();
-    dependents_may_launch();  // the query pass needs nothing of this one
-    const int warpgroup = threadIdx.x / 128;
-    if (warpgroup == 0) {
+    Pass::open(shared);
+    if (threadIdx.x / 128 == 0) {
         give_registers<Pass::load_registers>();
-        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
-        if (warp == 0) {
-            const int lane = static_cast<int>(threadIdx.x);
-            typename Pass::Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
-            producer.run();
-        } else if constexpr (WithQueries) {
-            if (warp < 3) Pass::add_dqueries(args, shared, warp - 1);
-        } else if (warp == 1 && args.lines.taken != nullptr) {
-            Pass::look(args, shared, static_cast<int>(threadIdx.x) % 32);
-        }
+        Pass::load(args, maps, shared);
     } else {
         take_registers<Pass::sum_registers>();
         typename Pass::Consumer consumer{args, shared, {}};

@@ -11,24 +11,27 @@ namespace sparseattn::cuda::hopper {
 /// Head dimension, block, whether dQ is summed too.
 template <int D, int B, bool WithQueries>
 struct KeyPassLoad {
-    static_assert((D == 64 || D == 128) && (B == 64 || B == 128));
-    static constexpr int stages = D == 64 ? 6 : (B == 128 ? 3 : 4);
-    static constexpr int key_bytes = B * D * 2;
+    static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
+    static constexpr bool wide = D == 256;           // the warpgroups split the channels: backward_keys_wide.cuh
+    static constexpr int tile_keys = wide ? 64 : B;  // of a block that are worked on at once
+    static constexpr int stages = wide ? 2 : D == 64 ? 6 : (B == 128 ? 3 : 4);
+    static constexpr int key_bytes = tile_keys * D * 2;
     static constexpr int query_bytes = query_tile * D * 2;
-    static constexpr int key_panel = B * swizzle_row;
+    static constexpr int key_panel = tile_keys * swizzle_row;
     static constexpr int query_panel = query_tile * swizzle_row;
     static constexpr int score_bytes = WithQueries ? B * swizzle_row : 16;
-    static constexpr bool split_keys = B == 128;        // between the warpgroups; otherwise they split the tiles
-    static constexpr int readers = split_keys ? 8 : 4;  // warps that use a tile
-    static constexpr int tile_step = split_keys ? 1 : 2;
+    static constexpr bool split_keys = B == 128 && !wide;  // between the warpgroups; otherwise they split the tiles
+    static constexpr int readers = split_keys || wide ? 8 : 4;  // warps that use a tile
+    static constexpr int tile_step = split_keys || wide ? 1 : 2;
     // dQ: channels of one product; warpgroups that share tiles take a part each.
     static constexpr int part_channels = split_keys ? D / 2 : 64;
     // Exponentials are kept before the wait for dP^T. Where it was measured to help: warpgroups that work on the same
     // tile, and enough work in its products.
     static constexpr bool hold = split_keys && (D == 128 || !WithQueries);
     // Registers of the loading warpgroup's threads and of the others'.
-    static constexpr int load_registers = D == 64 ? 40 : 24, sum_registers = (504 - load_registers) / 2;
-    static_assert(!WithQueries || split_keys || D == 64, "one warpgroup has no registers for 128 channels of dQ");
+    static constexpr int load_registers = D == 128 ? 24 : 40, sum_registers = (504 - load_registers) / 2;
+    static_assert(!WithQueries || (split_keys && !wide) || D == 64,
+                  "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
         alignas(1024) unsigned char key[key_bytes];
@@ -40,15 +43,18 @@ struct KeyPassLoad {
         alignas(128) float dquery[2][WithQueries ? query_tile * part_channels : 4];
         int dquery_tile[2];
         Barrier dquery_full[2], dquery_empty[2];
+        // wide: P^T and dS^T of a tile, from the warpgroup that has formed them to the other, in fragment order
+        alignas(128) std::uint32_t exchange[2][wide ? 16 * 128 : 4];
         alignas(16) float values[stages][2 * query_tile];
         TileNote notes[stages];
         ItemNote item;
         PieceNote piece;
-        Share share;  // of the producer
-        int keys[B];  // see KeyItem::key
-        LookShared<B, WithQueries ? 0 : stages> look;
+        Share share;          // of the producer
+        int keys[tile_keys];  // see KeyItem::key
+        LookShared<tile_keys, WithQueries ? 0 : stages> look;
         Barrier keys_full, keys_empty, ragged;
         Barrier full[stages], empty[stages];
+        Barrier query_full[wide ? stages : 1], query_empty[wide ? stages : 1];  // wide: of the queries alone
     };
 
     // --- Producer ---------------------------------------------------------------------------------------------------
@@ -60,11 +66,14 @@ struct KeyPassLoad {
         int lane;
         RaggedLoader ragged;
         Ring<stages> ring;
+        std::uint32_t phase = 0;  // of the keys
+        int ahead = 0;            // tiles that may be sent before the piece's keys are loaded; -1: they are
 
         /// Sends one tile of which `valid` queries are of its sequence, with values number `record`, or an item's end
         /// mark (note.begin < 0). `bit`: of the words of which keys visit it; -1: all do.
         __device__ __forceinline__ void send(const TileNote& note, int token, int valid, int record, int bit) {
             constexpr int value_bytes = 2 * query_tile * 4;
+            if (ahead >= 0 && (--ahead < 0 || note.begin < 0)) take_keys();
             unsigned char *query = shared.query[ring.stage], *dout = shared.dout[ring.stage];
             Barrier* full = &shared.full[ring.stage];
             barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
@@ -73,7 +82,7 @@ struct KeyPassLoad {
             }
             const bool whole = valid >= query_tile;
             if (!whole) {
-                ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
+                if constexpr (!wide) ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
                 ragged.template load<query_tile, D>(dout, &maps.dout, token, note.head, valid);
             }
             if (elect_one()) {
@@ -81,9 +90,9 @@ struct KeyPassLoad {
                 if (note.begin < 0) {
                     barrier_arrive(full);
                 } else {
-                    barrier_expect(full, (whole ? 2 * query_bytes : 0) + value_bytes);
+                    barrier_expect(full, (whole ? (wide ? 1 : 2) * query_bytes : 0) + value_bytes);
                     if (whole) {
-                        load_tile<query_tile, D>(query, &maps.query, full, token, note.head);
+                        if constexpr (!wide) load_tile<query_tile, D>(query, &maps.query, full, token, note.head);
                         load_tile<query_tile, D>(dout, &maps.dout, full, token, note.head);
                     }
                     bulk_load(shared.values[ring.stage],
@@ -91,7 +100,24 @@ struct KeyPassLoad {
                 }
             }
             __syncwarp();
+            if constexpr (wide) send_queries(note, token, valid);
             ring.next();
+        }
+        /// Queries alone: their stage is needed for longer than that of dO.
+        __device__ __forceinline__ void send_queries(const TileNote& note, int token, int valid) {
+            unsigned char* query = shared.query[ring.stage];
+            Barrier* full = &shared.query_full[ring.stage];
+            barrier_wait(&shared.query_empty[ring.stage], ring.phase ^ 1);
+            if (valid < query_tile) ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
+            if (elect_one()) {
+                if (note.begin < 0 || valid < query_tile) {
+                    barrier_arrive(full);
+                } else {
+                    barrier_expect(full, query_bytes);
+                    load_tile<query_tile, D>(query, &maps.query, full, token, note.head);
+                }
+            }
+            __syncwarp();
         }
 
         /// One row (query block) of the share, as tiles.
@@ -125,68 +151,85 @@ struct KeyPassLoad {
             }
         }
 
-        /// Notes the piece and its keys.
-        __device__ __forceinline__ void note_piece(const Piece& piece) {
-            PieceNote& note = shared.piece;
-            if (elect_one()) {
-                note.piece = piece;
-                note.item = KeyItem(args, piece.item);
-                note.span = SequenceSpan(args.batch, note.item.sequence);
-            }
-            __syncwarp();
+        /// Once the consumers are done with the keys before: notes the piece's keys and loads K and V of a key block.
+        __device__ __forceinline__ void take_keys() {
+            const PieceNote& note = shared.piece;
+            ahead = -1;
+            barrier_wait(&shared.keys_empty, phase ^ 1);
 #pragma unroll 1
-            for (int i = fresh(lane); i < B; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
+            for (int i = fresh(lane); i < tile_keys; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
             __syncwarp();
             if (elect_one()) {
-                note.row_begin = args.layout.row_begin[note.item.sequence];
-                note.j0 = note.item.lines ? shared.keys[0] : note.item.begin;
-                note.j1 = note.item.lines ? shared.keys[min(note.item.keys, B) - 1] + 1 : note.item.begin + B;
-                shared.item = {note.item.head,    note.span.key_begin, 0, 0,
+                shared.item = {note.item.head,    note.span.key_begin, note.part,       0,
                                note.span.queries, note.span.keys,      note.piece.slot, 0};
             }
+            if (!note.item.lines) load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
             __syncwarp();
         }
-        /// K and V of a key block.
-        __device__ __forceinline__ void load_keys() {
-            const KeyItem& item = shared.piece.item;
-            const int token = shared.piece.span.key_begin + item.begin;
-            if (item.keys < B) {
-                ragged.template load<B, D>(shared.key, &maps.key, token, item.head, item.keys);
-                ragged.template load<B, D>(shared.value, &maps.value, token, item.head, item.keys);
+        __device__ __forceinline__ void load_keys(int token, int head, int valid) {
+            if (valid < tile_keys) {
+                ragged.template load<tile_keys, D>(shared.key, &maps.key, token, head, valid);
+                ragged.template load<tile_keys, D>(shared.value, &maps.value, token, head, valid);
             }
             if (elect_one()) {
-                if (item.keys < B) {
+                if (valid < tile_keys) {
                     barrier_arrive(&shared.keys_full);
                 } else {
                     barrier_expect(&shared.keys_full, 2 * key_bytes);
-                    load_tile<B, D>(shared.key, &maps.key, &shared.keys_full, token, item.head);
-                    load_tile<B, D>(shared.value, &maps.value, &shared.keys_full, token, item.head);
+                    load_tile<tile_keys, D>(shared.key, &maps.key, &shared.keys_full, token, head);
+                    load_tile<tile_keys, D>(shared.value, &maps.value, &shared.keys_full, token, head);
                 }
             }
+        }
+        /// Notes part `part` of the piece's block; false: it has no keys.
+        __device__ __forceinline__ bool note_part(int part) {
+            PieceNote& note = shared.piece;
+            if (elect_one()) {
+                note.item = KeyItem(args, note.piece.item);
+                note.item.begin += part * tile_keys;
+                note.item.keys -= part * tile_keys;
+                note.span = SequenceSpan(args.batch, note.item.sequence);
+                note.row_begin = args.layout.row_begin[note.item.sequence];
+                note.part = part;
+                note.j0 = note.item.begin;
+                note.j1 = note.item.begin + tile_keys;
+            }
             __syncwarp();
+            return part == 0 || note.item.keys > 0;
         }
 
-        /// K and V of a piece, then its share of the lists of the group's heads.
-        __device__ __forceinline__ void send_piece(const Piece& piece, std::uint32_t phase) {
-            barrier_wait(&shared.keys_empty, phase ^ 1);
-            note_piece(piece);
-            if constexpr (!WithQueries) {
-                if (shared.piece.item.looks) shared.look.order(false);
+        /// A piece: its share of the lists of the group's heads. The first tile is sent before the consumers are done
+        /// with the piece before, unless single keys are looked for.
+        __device__ __forceinline__ void send_piece(const Piece& piece) {
+            if (elect_one()) shared.piece.piece = piece;
+            __syncwarp();
+            for (int part = 0; part < B / tile_keys; ++part) {
+                if (!note_part(part)) break;
+                ahead = 1;
+                if constexpr (!WithQueries) {
+                    if (shared.piece.item.looks) start_looking();
+                }
+                for (shared.share.start(shared.piece); shared.share.next(args, shared.piece);) send_share();
+                for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, query_tile, 0, -1);
+                if constexpr (!WithQueries) {
+                    if (shared.piece.item.looks) shared.look.finish();
+                }
+                phase ^= 1;
             }
-            if (!shared.piece.item.lines) load_keys();
-            for (shared.share.start(shared.piece); shared.share.next(args, shared.piece);) send_share();
-            for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, query_tile, 0, -1);
-            if constexpr (!WithQueries) {
-                if (shared.piece.item.looks) shared.look.finish();
+        }
+        __device__ __forceinline__ void start_looking() {
+            take_keys();
+            if (shared.piece.item.lines && elect_one()) {
+                shared.piece.j0 = shared.keys[0];
+                shared.piece.j1 = shared.keys[min(shared.piece.item.keys, tile_keys) - 1] + 1;
             }
+            __syncwarp();
+            shared.look.order(false);
         }
 
         __device__ __forceinline__ void run() {
             PieceQueue<false> queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
-            std::uint32_t phase = 0;
-            for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take(), phase ^= 1) {
-                send_piece(piece, phase);
-            }
+            for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take()) send_piece(piece);
             if constexpr (!WithQueries) {
                 if (args.lines.taken != nullptr) shared.look.order(true);
             }
@@ -204,12 +247,77 @@ struct KeyPassLoad {
     static __device__ __forceinline__ void look(const BackwardArgs& args, Shared& shared, int lane) {
         shared.look.run(args, shared.piece, shared.keys, lane, [&] {
             const int head = shared.piece.item.head, first = shared.piece.span.key_begin;
-            gather_rows<B, D, 32>(shared.key, args.key, head, first, args.head_dim, shared.keys, lane);
-            gather_rows<B, D, 32>(shared.value, args.value, head, first, args.head_dim, shared.keys, lane);
+            gather_rows<tile_keys, D, 32>(shared.key, args.key, head, first, args.head_dim, shared.keys, lane);
+            gather_rows<tile_keys, D, 32>(shared.value, args.value, head, first, args.head_dim, shared.keys, lane);
             __syncwarp();
             if (elect_one()) barrier_arrive(&shared.keys_full);
             __syncwarp();
         });
+    }
+
+    // --- Scores -----------------------------------------------------------------------------------------------------
+
+    /// The thread's first key of the tile; its second one is 8 further on.
+    static __device__ __forceinline__ int first_row() {
+        return (split_keys ? (threadIdx.x / 128 - 1) * 64 : 0) + first_row_of(threadIdx.x % 128);
+    }
+    /// Sets transposed scores of pairs that the token rule hides to -inf. Of key j the queries [low, high) are visible,
+    /// and those from `tail` on that are not before low (TokenRule, solved for the query).
+    static __device__ __forceinline__ void mask(const BackwardArgs& args, const Shared& shared, int stage, int lane,
+                                                float (&score)[32]) {
+        const TileNote& note = shared.notes[stage];
+        const int branch = note.masked - 1;
+        const Window window = window_of(args, branch, note.head);
+        constexpr int far = 1 << 30;
+        const int first = note.begin + lane % 4 * 2;  // the thread's first query
+        const int tail = shared.item.queries - window.dense_tail - first;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = fresh(first_row()) + 8 * half, j = shared.keys[row];
+            const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
+            int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
+            if constexpr (!WithQueries) {
+                if ((shared.look.key_bits[stage][row / 32] >> row % 32 & 1) == 0) low = far;
+            }
+            const int high =
+                window.local == Window::everything || j < window.sink ? far : equal + min(window.local, far);
+#pragma unroll
+            for (int i = 0; i < 32; i += 4) {
+#pragma unroll
+                for (int side = 0; side < 2; ++side) {
+                    const int query = i * 2 + side;
+                    if (query < low || (query >= high && query < tail)) score[i + 2 * half + side] = -INFINITY;
+                }
+            }
+        }
+    }
+    /// P^T from S^T.
+    static __device__ __forceinline__ void exponentiate(const BackwardArgs& args, const float* values, int lane,
+                                                        float (&score)[32]) {
+        const float* lse = values + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 32; i += 4) {
+            const float2 l = *reinterpret_cast<const float2*>(lse + i * 2);
+            score[i] = exp2_fast(score[i] * args.scale_log2 - l.x);
+            score[i + 1] = exp2_fast(score[i + 1] * args.scale_log2 - l.y);
+            score[i + 2] = exp2_fast(score[i + 2] * args.scale_log2 - l.x);
+            score[i + 3] = exp2_fast(score[i + 3] * args.scale_log2 - l.y);
+        }
+    }
+    /// dS^T = P^T (dP^T - delta), packed. P is the rounded one that dV sums: its unrounded registers are free by now.
+    static __device__ __forceinline__ void differentiate(const float* values, int lane, const std::uint32_t (&p)[16],
+                                                         const float (&dscore)[32], std::uint32_t (&packed)[16]) {
+        const float* delta = values + query_tile + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 32; i += 4) {
+            const float2 l = *reinterpret_cast<const float2*>(delta + i * 2);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const std::uint32_t pair = p[i / 2 + half];
+                packed[i / 2 + half] = pack_bf16(unpack_low(pair) * (dscore[i + 2 * half] - l.x),
+                                                 unpack_high(pair) * (dscore[i + 2 * half + 1] - l.y));
+            }
+        }
     }
 
     // --- Adders of dQ -----------------------------------------------------------------------------------------------
@@ -230,6 +338,47 @@ struct KeyPassLoad {
             warp_release(&shared.dquery_empty[group], static_cast<int>(threadIdx.x) % 32);
         }
         bulk_wait<0>();
+    }
+
+    // --- The kernel's beginning -------------------------------------------------------------------------------------
+
+    static __device__ __forceinline__ void open(Shared& shared) {
+        if (shared_address(&shared) % 1024 != 0) __trap();  // the swizzle counts on it
+        if (threadIdx.x == 0) {
+            barrier_init(&shared.keys_full, 1);
+            barrier_init(&shared.ragged, 1);
+            barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
+            for (int group = 0; group < 2; ++group) {
+                barrier_init(&shared.dquery_full[group], 128);
+                barrier_init(&shared.dquery_empty[group], releasing_lanes);
+            }
+            for (int stage = 0; stage < stages; ++stage) {
+                barrier_init(&shared.full[stage], 1);
+                barrier_init(&shared.empty[stage], readers * releasing_lanes);
+                if constexpr (wide) {
+                    barrier_init(&shared.query_full[stage], 1);
+                    barrier_init(&shared.query_empty[stage], readers * releasing_lanes);
+                }
+            }
+            barrier_init_fence();
+            if constexpr (!WithQueries) shared.look.turn = 0;
+        }
+        __syncthreads();
+        wait_for_previous_kernel();
+        dependents_may_launch();  // the query pass needs nothing of this one
+    }
+    /// The warps of the first warpgroup.
+    static __device__ __forceinline__ void load(const BackwardArgs& args, const KeyPassMaps& maps, Shared& shared) {
+        const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // uniform, as the compiler must know
+        const int lane = static_cast<int>(threadIdx.x) % 32;
+        if (warp == 0) {
+            Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
+            producer.run();
+        } else if constexpr (WithQueries) {
+            if (warp < 3) add_dqueries(args, shared, warp - 1);
+        } else if (warp == 1 && args.lines.taken != nullptr) {
+            look(args, shared, lane);
+        }
     }
 };
 

@@ -16,6 +16,7 @@ struct PieceNote {
     Piece piece;
     KeyItem item;
     SequenceSpan span;
+    int part;       // of the block, where it is worked on in parts
     int row_begin;  // number of the sequence's first row
     int j0, j1;     // the keys lie between these
 };
@@ -66,13 +67,13 @@ struct Share {
 /// What the looking warp and the producer share, and what the producer tells the consumers. With `Stages` 0: nothing.
 ///
 /// The looking warp gets each piece that has rows to look at. For 32 rows at a time it writes a word for each key of
-/// the tile, bit r: row r visits it. There are two buffers of words.
-template <int B, int Stages>
+/// the tile (of which there are `Keys`), bit r: row r visits it. There are two buffers of words.
+template <int Keys, int Stages>
 struct LookShared {
-    std::uint32_t words[2][B];
+    std::uint32_t words[2][Keys];
     std::uint32_t key_bits[Stages][4];  // of a tile that is masked: the keys that its rows visit
-    const std::int32_t* next[2][B];     // what is left of each key's lists: single, and by block
-    int left[2][B];
+    const std::int32_t* next[2][Keys];  // what is left of each key's lists: single, and by block
+    int left[2][Keys];
     Share share;  // of the looking warp
     int turn;     // of the producer
     bool done;
@@ -99,7 +100,7 @@ struct LookShared {
         full_sync(turn);
         std::uint32_t any = 0;
 #pragma unroll
-        for (int key = fresh(lane); key < B; key += 32) any |= words[turn][key];
+        for (int key = fresh(lane); key < Keys; key += 32) any |= words[turn][key];
         return __reduce_or_sync(0xffffffffu, any);
     }
     __device__ __forceinline__ void give_back() {
@@ -113,7 +114,7 @@ struct LookShared {
         bool all = true;
         if (bit >= 0) {
 #pragma unroll
-            for (int key = fresh(lane); key < B; key += 32) {
+            for (int key = fresh(lane); key < Keys; key += 32) {
                 all = all && ((words[turn][key] >> bit & 1) != 0 || keys[key] == no_key);
             }
         }
@@ -121,7 +122,7 @@ struct LookShared {
     }
     __device__ __forceinline__ void write_bits(int stage, int bit, int lane) {
 #pragma unroll 1
-        for (int run = 0; run < B / 32; ++run) {
+        for (int run = 0; run < Keys / 32; ++run) {
             const bool visits = bit < 0 || (words[turn][run * 32 + fresh(lane)] >> bit & 1) != 0;
             const std::uint32_t bits = __ballot_sync(0xffffffffu, visits);
             if (lane == run) key_bits[stage][run] = bits;
@@ -156,7 +157,7 @@ struct LookShared {
                                                 int lane) {
         const Branch& lists = args.branch[share.branch];
 #pragma unroll 1
-        for (int i = fresh(lane); i < B; i += 32) {
+        for (int i = fresh(lane); i < Keys; i += 32) {
             const int key = keys[i];
             left[0][i] = left[1][i] = 0;
             if (key == no_key) continue;
@@ -167,7 +168,7 @@ struct LookShared {
                            share.first_row);
             }
             if (note.item.lines) {
-                const int block = args.layout.key_block_begin[note.item.sequence] + key / B;
+                const int block = args.layout.key_block_begin[note.item.sequence] + key / Keys;
                 start_list(1, i, lists.rows, lists.row_offsets + list * args.layout.key_blocks + block,
                            share.first_row);
             }
@@ -203,7 +204,7 @@ struct LookShared {
                     const int left = share.end_row - row;
                     const std::uint32_t mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
 #pragma unroll 1
-                    for (int i = fresh(lane); i < B; i += 32) {
+                    for (int i = fresh(lane); i < Keys; i += 32) {
                         words[buffer][i] = (take_rows(0, i, row) | take_rows(1, i, row)) & mask;
                     }
                     full_arrive(buffer);
@@ -215,7 +216,7 @@ struct LookShared {
         }
     }
 };
-template <int B>
-struct LookShared<B, 0> {};
+template <int Keys>
+struct LookShared<Keys, 0> {};
 
 }  // namespace sparseattn::cuda::hopper

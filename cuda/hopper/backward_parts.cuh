@@ -68,7 +68,7 @@ struct TileNote {
 struct ItemNote {
     int head;   // key head (key pass), query head (query pass); -1: no more work
     int token;  // first key of the sequence, first query of the block (query pass), in the packed batch
-    int begin;  // first query in its sequence (query pass)
+    int begin;  // first query in its sequence (query pass); part of the block (key pass)
     int tile;   // first query tile over all heads (query pass)
     int queries, keys;
     int slot;    // of partial sums; -1: results are written

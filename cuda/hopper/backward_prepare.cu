@@ -205,18 +205,19 @@ __global__ void __launch_bounds__(128) merge_kernel(const BackwardArgs args) {
 cudaError_t launch_merge(const BackwardArgs& args, const GatedBackwardParams& params, int processors) {
     const dim3 grid(static_cast<unsigned>(Plan::most_merges(processors)), 2,
                     static_cast<unsigned>(args.layout.block / 64));
-    if (params.head_dim <= 64) {
-        merge_kernel<64><<<grid, 128, 0, params.stream>>>(args);
-    } else {
-        merge_kernel<128><<<grid, 128, 0, params.stream>>>(args);
-    }
+    const auto kernel = params.head_dim <= 64    ? merge_kernel<64>
+                        : params.head_dim <= 128 ? merge_kernel<128>
+                                                 : merge_kernel<256>;
+    kernel<<<grid, 128, 0, params.stream>>>(args);
     return cudaGetLastError();
 }
 
 cudaError_t launch_prepare(const BackwardArgs& args, const GatedBackwardParams& params) {
     const dim3 grid(static_cast<unsigned>(args.tiles), static_cast<unsigned>(args.query_heads));
     if (args.tiles == 0) return cudaSuccess;
-    const auto kernel = params.head_dim <= 64 ? prepare_kernel<64> : prepare_kernel<128>;
+    const auto kernel = params.head_dim <= 64    ? prepare_kernel<64>
+                        : params.head_dim <= 128 ? prepare_kernel<128>
+                                                 : prepare_kernel<256>;
     return launch_overlapping(kernel, grid, 256, 0, params.stream, args, params.dout);
 }
 

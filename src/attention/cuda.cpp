@@ -31,7 +31,7 @@ cuda::Layout layout_of(const BlockLayout<CudaMem>& layout) {
     result.rows = layout.grid.rows;
     result.key_blocks = layout.grid.key_blocks;
     result.lists = layout.lists;
-    result.shared_heads = layout.lists == 1 ? layout.heads : 1;
+    result.shared_heads = heads_sharing(layout);
     result.row_begin = layout.grid.row_begin.data();
     result.row_sequence = layout.grid.row_sequence.data();
     result.key_block_begin = layout.grid.key_block_begin.data();
