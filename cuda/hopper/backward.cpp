@@ -50,7 +50,8 @@ struct Parts {
         const std::size_t tiles = rows * (number(params.layout.block) / query_tile);
         const std::size_t key_items = number(params.layout.key_blocks) * number(params.key_heads) * (lines ? 2 : 1);
         const std::size_t keys = lines ? number(params.batch.keys) * number(params.key_heads) : 0;
-        const std::size_t slots = Plan::slots(processors), channels = params.head_dim <= 64 ? 64 : params.head_dim <= 128 ? 128 : 256;
+        const std::size_t slots = Plan::slots(processors);
+        const std::size_t channels = params.head_dim <= 64 ? 64 : params.head_dim <= 128 ? 128 : 256;
         counters = part(5, sizeof(int));
         key_pieces = part(key_items + slots, sizeof(Piece));
         query_pieces = part(sums_dq(params) ? 0 : rows, sizeof(Piece));

@@ -64,9 +64,9 @@ struct Branch {
 /// tiles: the rows that visit keys of a block singly follow those that visit all of it.
 struct Lines {
     static constexpr int most = 4;  // at most one key of so many
-    std::int32_t* keys;             // [key heads][T_k]: those of a sequence from its first token on, ascending, counted in it
-    int* counts;                    // [key heads][sequences]; -1: not in lines
-    unsigned char* taken;           // [key heads][T_k]: 1: in lines. Null: no branch has single keys
+    std::int32_t* keys;    // [key heads][T_k]: those of a sequence from its first token on, ascending, counted in it
+    int* counts;           // [key heads][sequences]; -1: not in lines
+    unsigned char* taken;  // [key heads][T_k]: 1: in lines. Null: no branch has single keys
 };
 
 /// Everything the kernels read besides the tensor maps.
@@ -109,8 +109,8 @@ struct Machine {
     int processors, l2_bytes;
 };
 
-// In the order of the launches. Plan, preparation and key pass overlap: preparing needs nothing of the plan, and the key
-// pass waits for both. The query pass starts on the multiprocessors that the key pass leaves.
+// In the order of the launches. Plan, preparation and key pass overlap: preparing needs nothing of the plan, and the
+// key pass waits for both. The query pass starts on the multiprocessors that the key pass leaves.
 
 /// Fills the lines.
 cudaError_t launch_lines(const BackwardArgs& args, const GatedBackwardParams& params);

@@ -12,8 +12,8 @@ namespace sparseattn::cuda::hopper {
 template <int D, int B, bool WithQueries>
 struct KeyPassLoad {
     static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
-    static constexpr bool wide = D == 256;               // the warpgroups split the channels: backward_keys_wide.cuh
-    static constexpr int tile_keys = wide ? 64 : B;      // of a block that are worked on at once
+    static constexpr bool wide = D == 256;           // the warpgroups split the channels: backward_keys_wide.cuh
+    static constexpr int tile_keys = wide ? 64 : B;  // of a block that are worked on at once
     static constexpr int stages = wide ? 2 : D == 64 ? 6 : (B == 128 ? 3 : 4);
     static constexpr int key_bytes = tile_keys * D * 2;
     static constexpr int query_bytes = query_tile * D * 2;
@@ -30,7 +30,8 @@ struct KeyPassLoad {
     static constexpr bool hold = split_keys && (D == 128 || !WithQueries);
     // Registers of the loading warpgroup's threads and of the others'.
     static constexpr int load_registers = D == 128 ? 24 : 40, sum_registers = (504 - load_registers) / 2;
-    static_assert(!WithQueries || (split_keys && !wide) || D == 64, "one warpgroup has no registers for 128 channels of dQ");
+    static_assert(!WithQueries || (split_keys && !wide) || D == 64,
+                  "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
         alignas(1024) unsigned char key[key_bytes];
@@ -48,7 +49,7 @@ struct KeyPassLoad {
         TileNote notes[stages];
         ItemNote item;
         PieceNote piece;
-        Share share;  // of the producer
+        Share share;          // of the producer
         int keys[tile_keys];  // see KeyItem::key
         LookShared<tile_keys, WithQueries ? 0 : stages> look;
         Barrier keys_full, keys_empty, ragged;
@@ -66,11 +67,13 @@ struct KeyPassLoad {
         RaggedLoader ragged;
         Ring<stages> ring;
         std::uint32_t phase = 0;  // of the keys
+        int ahead = 0;            // tiles that may be sent before the piece's keys are loaded; -1: they are
 
         /// Sends one tile of which `valid` queries are of its sequence, with values number `record`, or an item's end
         /// mark (note.begin < 0). `bit`: of the words of which keys visit it; -1: all do.
         __device__ __forceinline__ void send(const TileNote& note, int token, int valid, int record, int bit) {
             constexpr int value_bytes = 2 * query_tile * 4;
+            if (ahead >= 0 && (--ahead < 0 || note.begin < 0)) take_keys();
             unsigned char *query = shared.query[ring.stage], *dout = shared.dout[ring.stage];
             Barrier* full = &shared.full[ring.stage];
             barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
@@ -148,63 +151,64 @@ struct KeyPassLoad {
             }
         }
 
-        /// Notes the keys of the piece, those of part `part` of its block; false: there are none.
-        __device__ __forceinline__ bool note_keys(int part) {
+        /// Once the consumers are done with the keys before: notes the piece's keys and loads K and V of a key block.
+        __device__ __forceinline__ void take_keys() {
+            const PieceNote& note = shared.piece;
+            ahead = -1;
+            barrier_wait(&shared.keys_empty, phase ^ 1);
+#pragma unroll 1
+            for (int i = fresh(lane); i < tile_keys; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
+            __syncwarp();
+            if (elect_one()) {
+                shared.item = {note.item.head,    note.span.key_begin, note.part,       0,
+                               note.span.queries, note.span.keys,      note.piece.slot, 0};
+            }
+            if (!note.item.lines) load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
+            __syncwarp();
+        }
+        __device__ __forceinline__ void load_keys(int token, int head, int valid) {
+            if (valid < tile_keys) {
+                ragged.template load<tile_keys, D>(shared.key, &maps.key, token, head, valid);
+                ragged.template load<tile_keys, D>(shared.value, &maps.value, token, head, valid);
+            }
+            if (elect_one()) {
+                if (valid < tile_keys) {
+                    barrier_arrive(&shared.keys_full);
+                } else {
+                    barrier_expect(&shared.keys_full, 2 * key_bytes);
+                    load_tile<tile_keys, D>(shared.key, &maps.key, &shared.keys_full, token, head);
+                    load_tile<tile_keys, D>(shared.value, &maps.value, &shared.keys_full, token, head);
+                }
+            }
+        }
+        /// Notes part `part` of the piece's block; false: it has no keys.
+        __device__ __forceinline__ bool note_part(int part) {
             PieceNote& note = shared.piece;
             if (elect_one()) {
                 note.item = KeyItem(args, note.piece.item);
                 note.item.begin += part * tile_keys;
                 note.item.keys -= part * tile_keys;
                 note.span = SequenceSpan(args.batch, note.item.sequence);
-            }
-            __syncwarp();
-            if (part > 0 && note.item.keys <= 0) return false;
-#pragma unroll 1
-            for (int i = fresh(lane); i < tile_keys; i += 32) shared.keys[i] = note.item.key(args, note.span, i);
-            __syncwarp();
-            if (elect_one()) {
-                const int last = min(note.item.keys, tile_keys) - 1;
                 note.row_begin = args.layout.row_begin[note.item.sequence];
-                note.j0 = note.item.lines ? shared.keys[0] : note.item.begin;
-                note.j1 = note.item.lines ? shared.keys[last] + 1 : note.item.begin + tile_keys;
-                shared.item = {note.item.head,    note.span.key_begin, part, 0,
-                               note.span.queries, note.span.keys,      note.piece.slot, 0};
+                note.part = part;
+                note.j0 = note.item.begin;
+                note.j1 = note.item.begin + tile_keys;
             }
             __syncwarp();
-            return true;
-        }
-        /// K and V of them, when they are in a row.
-        __device__ __forceinline__ void load_keys() {
-            const KeyItem& item = shared.piece.item;
-            const int token = shared.piece.span.key_begin + item.begin;
-            if (item.keys < tile_keys) {
-                ragged.template load<tile_keys, D>(shared.key, &maps.key, token, item.head, item.keys);
-                ragged.template load<tile_keys, D>(shared.value, &maps.value, token, item.head, item.keys);
-            }
-            if (elect_one()) {
-                if (item.keys < tile_keys) {
-                    barrier_arrive(&shared.keys_full);
-                } else {
-                    barrier_expect(&shared.keys_full, 2 * key_bytes);
-                    load_tile<tile_keys, D>(shared.key, &maps.key, &shared.keys_full, token, item.head);
-                    load_tile<tile_keys, D>(shared.value, &maps.value, &shared.keys_full, token, item.head);
-                }
-            }
-            __syncwarp();
+            return part == 0 || note.item.keys > 0;
         }
 
-        /// K and V of a piece, then its share of the lists of the group's heads.
+        /// A piece: its share of the lists of the group's heads. The first tile is sent before the consumers are done
+        /// with the piece before, unless single keys are looked for.
         __device__ __forceinline__ void send_piece(const Piece& piece) {
-            barrier_wait(&shared.keys_empty, phase ^ 1);
             if (elect_one()) shared.piece.piece = piece;
             __syncwarp();
             for (int part = 0; part < B / tile_keys; ++part) {
-                if (part > 0) barrier_wait(&shared.keys_empty, phase ^ 1);
-                if (!note_keys(part)) break;
+                if (!note_part(part)) break;
+                ahead = 1;
                 if constexpr (!WithQueries) {
-                    if (shared.piece.item.looks) shared.look.order(false);
+                    if (shared.piece.item.looks) start_looking();
                 }
-                if (!shared.piece.item.lines) load_keys();
                 for (shared.share.start(shared.piece); shared.share.next(args, shared.piece);) send_share();
                 for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, query_tile, 0, -1);
                 if constexpr (!WithQueries) {
@@ -212,6 +216,15 @@ struct KeyPassLoad {
                 }
                 phase ^= 1;
             }
+        }
+        __device__ __forceinline__ void start_looking() {
+            take_keys();
+            if (shared.piece.item.lines && elect_one()) {
+                shared.piece.j0 = shared.keys[0];
+                shared.piece.j1 = shared.keys[min(shared.piece.item.keys, tile_keys) - 1] + 1;
+            }
+            __syncwarp();
+            shared.look.order(false);
         }
 
         __device__ __forceinline__ void run() {

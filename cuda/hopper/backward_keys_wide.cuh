@@ -19,7 +19,7 @@ struct WideKeyPass : KeyPassLoad<256, B, false> {
 
     template <int Group>
     struct Consumer {
-        static constexpr int channels = 128;  // of this warpgroup
+        static constexpr int channels = 128;                 // of this warpgroup
         static constexpr int p_ready = 2, dscore_ready = 3;  // named barriers
         const BackwardArgs& args;
         Shared& shared;
@@ -53,8 +53,7 @@ struct WideKeyPass : KeyPassLoad<256, B, false> {
         /// dV += P^T dO of the tile at the current position, likewise.
         __device__ __forceinline__ void start_dvalue() {
             product_fence();
-            product_of_packed<64>(dvalue, packed_score, shared.dout[ring.stage] + Group * 2 * query_panel,
-                                  query_panel);
+            product_of_packed<64>(dvalue, packed_score, shared.dout[ring.stage] + Group * 2 * query_panel, query_panel);
             product_commit();
         }
 

@@ -6,7 +6,7 @@
 namespace sparseattn::cuda::hopper {
 namespace {
 
-constexpr int threads = 1024;
+constexpr int mark_threads = 256, threads = 1024;
 
 /// Whether a head of the group visits a key (packed number) singly.
 __device__ __forceinline__ bool visited_singly(const BackwardArgs& args, int key_head, int key) {
@@ -22,6 +22,14 @@ __device__ __forceinline__ bool visited_singly(const BackwardArgs& args, int key
         }
     }
     return found;
+}
+
+/// Marks them, one thread per (key, key head).
+__global__ void __launch_bounds__(mark_threads) mark_kernel(const __grid_constant__ BackwardArgs args) {
+    const int key = static_cast<int>(blockIdx.x * mark_threads + threadIdx.x), key_head = blockIdx.y;
+    if (key >= args.batch.keys) return;
+    args.lines.taken[static_cast<std::int64_t>(key_head) * args.batch.keys + key] =
+        visited_singly(args, key_head, key) ? 1 : 0;
 }
 
 /// How often rows visit keys of a sequence singly, over the heads of the group.
@@ -64,17 +72,12 @@ __device__ Scanned scan(int value) {
     return result;
 }
 
-/// One thread block per (sequence, key head).
+/// Counts and lists the marked keys, one thread block per (sequence, key head).
 __global__ void __launch_bounds__(threads, 1) lines_kernel(const __grid_constant__ BackwardArgs args) {
     const int sequence = blockIdx.x, key_head = blockIdx.y;
     const SequenceSpan span(args.batch, sequence);
     const std::int64_t first = static_cast<std::int64_t>(key_head) * args.batch.keys + span.key_begin;
     unsigned char* taken = args.lines.taken + first;
-#pragma unroll 4
-    for (int key = threadIdx.x; key < span.keys; key += threads) {
-        taken[key] = visited_singly(args, key_head, span.key_begin + key) ? 1 : 0;
-    }
-    __syncthreads();
     const int share = (span.keys + threads - 1) / threads;
     const int begin = min(span.keys, static_cast<int>(threadIdx.x) * share), end = min(span.keys, begin + share);
     int own = 0;
@@ -100,9 +103,13 @@ __global__ void __launch_bounds__(threads, 1) lines_kernel(const __grid_constant
 }  // namespace
 
 cudaError_t launch_lines(const BackwardArgs& args, const GatedBackwardParams& params) {
-    if (args.lines.taken == nullptr || args.batch.sequences == 0) return cudaSuccess;
-    lines_kernel<<<dim3(static_cast<unsigned>(args.batch.sequences), static_cast<unsigned>(args.key_heads)), threads, 0,
-                   params.stream>>>(args);
+    if (args.lines.taken == nullptr || args.batch.keys == 0) return cudaSuccess;
+    const auto heads = static_cast<unsigned>(args.key_heads);
+    const auto blocks = static_cast<unsigned>((args.batch.keys + mark_threads - 1) / mark_threads);
+    mark_kernel<<<dim3(blocks, heads), mark_threads, 0, params.stream>>>(args);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return error;
+    lines_kernel<<<dim3(static_cast<unsigned>(args.batch.sequences), heads), threads, 0, params.stream>>>(args);
     return cudaGetLastError();
 }
 

@@ -60,8 +60,8 @@ __device__ __forceinline__ ListSpan singles_of(const BackwardArgs& args, int bra
 
 inline constexpr int no_key = 1 << 30;  // past every key, with room for sums
 
-/// An item of the key pass: a key block of a key head, or, numbered behind all of these, a tile of lines, numbered as if
-/// a sequence's lines were its keys.
+/// An item of the key pass: a key block of a key head, or, numbered behind all of these, a tile of lines, numbered as
+/// if a sequence's lines were its keys.
 struct KeyItem {
     int head, block, sequence;
     int begin;   // first key of the block in its sequence, or place of the first line among those of the sequence

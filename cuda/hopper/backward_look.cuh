@@ -16,6 +16,7 @@ struct PieceNote {
     Piece piece;
     KeyItem item;
     SequenceSpan span;
+    int part;       // of the block, where it is worked on in parts
     int row_begin;  // number of the sequence's first row
     int j0, j1;     // the keys lie between these
 };
@@ -71,7 +72,7 @@ template <int Keys, int Stages>
 struct LookShared {
     std::uint32_t words[2][Keys];
     std::uint32_t key_bits[Stages][4];  // of a tile that is masked: the keys that its rows visit
-    const std::int32_t* next[2][Keys];     // what is left of each key's lists: single, and by block
+    const std::int32_t* next[2][Keys];  // what is left of each key's lists: single, and by block
     int left[2][Keys];
     Share share;  // of the looking warp
     int turn;     // of the producer

@@ -68,8 +68,7 @@ struct QueryItems {
         for (int branch = 0; branch < args.branches; ++branch) {
             const int head = item / rows, row = rows - 1 - item % rows;
             const int singles = singles_of(args, branch, head, row).count;
-            total += columns_of(args, branch, head, row).count +
-                     (singles + args.layout.block - 1) / args.layout.block;
+            total += columns_of(args, branch, head, row).count + (singles + args.layout.block - 1) / args.layout.block;
         }
         return total;
     }

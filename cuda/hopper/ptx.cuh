@@ -88,6 +88,18 @@ struct Ring {
     }
 };
 
+/// Writes 16 bytes to where `shared` lies in thread block `rank` of the cluster, and reports them to that block's
+/// `barrier` (both given by this block's addresses).
+__device__ __forceinline__ void store_remote(void* shared, Barrier* barrier, int rank, std::uint64_t low,
+                                             std::uint64_t high) {
+    asm volatile(
+        "{\n .reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %2;\n mapa.shared::cluster.u32 at, %1, %2;\n"
+        " st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [to], {%3, %4}, [at];\n}\n" ::"r"(
+            shared_address(shared)),
+        "r"(shared_address(barrier)), "r"(rank), "l"(low), "l"(high)
+        : "memory");
+}
+
 // --- Named barriers (0 is __syncthreads) ------------------------------------------------------------------------
 
 __device__ __forceinline__ void named_sync(int id, int threads) {

@@ -42,7 +42,7 @@ struct RowMasses {
     __device__ __forceinline__ Part from(int least) const {
         double sum = 0;
         int blocks = 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int block = lane; block < count; block += 32) {
             const float mass = masses[block];
             if (__float_as_int(mass) >= least) {
@@ -55,7 +55,7 @@ struct RowMasses {
     /// The cut among at most 32 blocks with bits in [low, high), a lane each: every lane sums those before its own.
     __device__ __forceinline__ MassCut cut_few(int low, int high, double required) const {
         int found = 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int base = 0; base < count; base += 32) {
             const int bits = base + lane < count ? __float_as_int(masses[base + lane]) : -1;
             const unsigned inside = __ballot_sync(every_lane, bits >= low && bits < high);
@@ -67,7 +67,7 @@ struct RowMasses {
         const float mass = lane < found ? masses[block] : -1.0f;
         double sum = static_cast<double>(mass);
         int before = 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int other = 0; other < found; ++other) {
             const float theirs = __shfl_sync(every_lane, mass, other);
             if (theirs > mass || (theirs == mass && other < lane)) {  // lanes hold ascending blocks
@@ -100,7 +100,7 @@ struct RowMasses {
     __device__ __forceinline__ MassCut cut(double required) const {
         if (required <= 0) return {};
         int least = 0x7fffffff, most = 0;
-#pragma unroll 1
+#pragma unroll 4
         for (int block = lane; block < count; block += 32) {
             const int bits = __float_as_int(masses[block]);
             least = bits >= 0 ? min(least, bits) : least;
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(32 * most_warps)
                                lane};  // factors have done their part
     const MassCut cut = row_masses.cut(required);
     int taken_blocks = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int w = 0; w < args.word_count; ++w) {
         const int block = w * 32 + lane;
         const float mass = block < span.end ? masses[block] : 0.0f;

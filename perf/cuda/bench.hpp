@@ -42,6 +42,7 @@ struct Row {
     const char* lists = "";  // own, shared (among the heads of a group); flexprefill: profile, pairs
     const char* order = "";  // backward: fixed (the same bits from run to run), any
     bool sink = false;       // key block 0 in every list
+    int lines = 0;           // keys of each list that all rows visit singly
     double density = 0;      // work / work of the dense call
     double ms = 0;
     double tflops = 0;     // of kept work

@@ -63,7 +63,7 @@ def our_rows(path):
         leave(f"--ours {path}: {error}")
     best = {}
     for row in rows:
-        if row["what"] not in ("forward", "backward") or row["sink"] or row["lists"] != "own":
+        if row["what"] not in ("forward", "backward") or row["sink"] or row["lines"] or row["lists"] != "own":
             continue
         key = (row["what"], row["n"], row["query_heads"], row["key_heads"], row["head_dim"], row["causal"], row["block"],
                nominal(row["density"]))

@@ -39,7 +39,8 @@ class Object {
 };
 
 std::string lists_of(const Row& row) {
-    return std::string(row.lists) + (row.sink ? "+first" : "");
+    return std::string(row.lists) + (row.sink ? "+first" : "") +
+           (row.lines > 0 ? "+" + std::to_string(row.lines) : std::string());
 }
 
 void print_shape(const Row& row) {
@@ -128,7 +129,11 @@ void Report::row(const Row& row) {
     Object object;
     object.add("what", row.what).add("kernel", row.kernel).add("n", row.length).add("sequences", row.sequences);
     object.add("query_heads", row.query_heads).add("key_heads", row.key_heads).add("head_dim", row.head_dim);
-    object.add("block", row.block).add("causal", row.causal).add("lists", row.lists).add("sink", row.sink);
+    object.add("block", row.block)
+        .add("causal", row.causal)
+        .add("lists", row.lists)
+        .add("sink", row.sink)
+        .add("lines", row.lines);
     object.add("order", row.order).add("density", row.density).add("ms", row.ms).add("tflops", row.tflops);
     object.add("tbs", row.terabytes).add("eff", row.eff).add("goal_eff", row.goal_eff);
     object.add("goal_tflops", row.goal_tflops).add("stride", row.stride).add("share", row.share);

@@ -19,12 +19,35 @@ struct Lists {
     bool shared = false;  // one list for the heads of a group; else each head its own
     bool sink = false;    // key block 0 in every list, as most selections have it: its column is far longer
     double density = 1;   // chance of each block; the diagonal is always there when causal
+    int lines = 0;  // keys of a list, drawn at random, that each row visits singly where it does not keep their block
 };
 /// A shape and the lists to time on it.
 struct Sweep {
     Shape shape;
     std::vector<Lists> lists;
 };
+
+/// Gives every list `count` vertical lines.
+inline void add_lines(HostProblem& p, int count, std::uint32_t seed) {
+    std::mt19937 random(seed);
+    const int keys = p.keys();
+    p.single_offsets.assign(1, 0);
+    for (int list = 0; list < p.lists; ++list) {
+        std::vector<std::int32_t> drawn;
+        for (int i = 0; i < count; ++i) drawn.push_back(static_cast<std::int32_t>(random() % keys));
+        std::sort(drawn.begin(), drawn.end());
+        drawn.erase(std::unique(drawn.begin(), drawn.end()), drawn.end());
+        for (int row = 0; row < p.rows(); ++row) {
+            const std::size_t entry = static_cast<std::size_t>(list) * p.rows() + row;
+            const auto begin = p.columns.begin() + p.offsets[entry], end = p.columns.begin() + p.offsets[entry + 1];
+            for (const std::int32_t key : drawn) {
+                const bool seen = !p.causal || key < (row + 1) * p.block;
+                if (seen && !std::binary_search(begin, end, key / p.block)) p.singles.push_back(key);
+            }
+            p.single_offsets.push_back(static_cast<std::int64_t>(p.singles.size()));
+        }
+    }
+}
 
 inline HostProblem build(const Shape& shape, const Lists& lists, Kernel kernel) {
     HostProblem p;
@@ -43,6 +66,7 @@ inline HostProblem build(const Shape& shape, const Lists& lists, Kernel kernel) 
         p.windows.push_back({0, Window::everything, 0});
     }
     testing::make_lists(p, lists.density, shape.causal, 0, 0, 5);
+    if (lists.lines > 0) add_lines(p, lists.lines, 11);
     if (!lists.sink) return p;
     std::vector<std::int32_t> columns;
     std::vector<std::int64_t> offsets{0};
@@ -59,16 +83,19 @@ inline HostProblem build(const Shape& shape, const Lists& lists, Kernel kernel) 
 
 /// Kept (query, key) pairs over all heads: whole blocks count whole, the diagonal block of a causal row half.
 inline double kept_pairs(const HostProblem& p) {
-    double blocks = 0;
+    double blocks = 0, singles = 0;
     for (int head = 0; head < p.query_heads; ++head) {
         for (int row = 0; row < p.rows(); ++row) {
             const std::int64_t entry = static_cast<std::int64_t>(p.head_list[head]) * p.rows() + row;
             const auto begin = p.offsets[entry], end = p.offsets[entry + 1];
             blocks += static_cast<double>(end - begin);
             if (p.causal && end > begin && p.columns[end - 1] == row) blocks -= 0.5;
+            if (!p.single_offsets.empty()) {
+                singles += static_cast<double>(p.single_offsets[entry + 1] - p.single_offsets[entry]);
+            }
         }
     }
-    return blocks * p.block * p.block;
+    return (blocks * p.block + singles) * p.block;
 }
 
 inline Row row_of(const char* what, const Shape& shape, const Lists& lists) {
@@ -82,6 +109,7 @@ inline Row row_of(const char* what, const Shape& shape, const Lists& lists) {
     row.block = lists.block;
     row.lists = lists.shared ? "shared" : "own";
     row.sink = lists.sink;
+    row.lines = lists.lines;
     return row;
 }
 
@@ -123,6 +151,12 @@ inline std::vector<Sweep> sweeps(const Options& options) {
     for (const bool causal : {false, true}) {
         result.push_back({{16384, 16, 4, 64, causal}, both_blocks(false)});
     }
+    Sweep lines{{16384, 16, 4, 128, true}, {}};  // 0.2 and 1 % of the keys
+    for (const int block : {128, 64}) {
+        for (const int count : {32, 160}) lines.lists.push_back({block, false, false, 0.1, count});
+    }
+    if (!options.dense) result.push_back(lines);
+    result.push_back({{16384, 16, 4, 256, true}, both_blocks(false)});
     if (!options.quick) {
         result.push_back({{65536, 8, 2, 64, false}, both_blocks(false)});
         result.push_back({{16384, 16, 4, 128, true}, both_blocks(false, true)});

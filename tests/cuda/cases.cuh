@@ -17,7 +17,7 @@ struct Case {
     double empty_rows = 0;
     bool windows = false;
     bool fused = false;
-    int spoiled = -1;  // this sequence is NaN
+    int spoiled = -1;     // this sequence is NaN
     int single_step = 1;  // see HostProblem
 };
 

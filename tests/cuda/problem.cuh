@@ -145,7 +145,8 @@ inline void make_lists(HostProblem& p, double density, bool diagonal, double sin
                     p.columns.push_back(block);
                 } else if (single_density > 0) {
                     for (int key = block * p.block; key < std::min((block + 1) * p.block, end); ++key) {
-                        if (key % p.single_step == p.single_step / 2 && chance(single_density)) p.singles.push_back(key);
+                        if (key % p.single_step == p.single_step / 2 && chance(single_density))
+                            p.singles.push_back(key);
                     }
                 }
             }

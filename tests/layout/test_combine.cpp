@@ -13,11 +13,11 @@ namespace sparseattn {
 namespace {
 
 template <class Exec>
-class Combine : public testing::Test {};
+class Combine : public ::testing::Test {};
 #if defined(KOKKOS_ENABLE_SERIAL)
-using Spaces = testing::Types<Kokkos::DefaultHostExecutionSpace, Kokkos::Serial>;
+using Spaces = ::testing::Types<Kokkos::DefaultHostExecutionSpace, Kokkos::Serial>;
 #else
-using Spaces = testing::Types<Kokkos::DefaultHostExecutionSpace>;
+using Spaces = ::testing::Types<Kokkos::DefaultHostExecutionSpace>;
 #endif
 TYPED_TEST_SUITE(Combine, Spaces);
 
