@@ -73,42 +73,74 @@ __device__ __forceinline__ RowPlaces row_places(const ForwardArgs& args, const T
     }
     return rows;
 }
+__device__ __forceinline__ __nv_bfloat16* out_of(const TileResult& result, RowPlace place) {
+    return static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token + place.head * result.out_head;
+}
 
-/// Normalises and writes a warp's 16 rows: a quad turns its 2 x 4 channels of four groups of 8 into one group each, 16
-/// bytes a lane. All of a row's exchanges are independent and stand before its stores: one after the other they took
-/// four times as long.
+/// A warp's 16 rows from shared memory to where they belong, 16 bytes a lane, neighbouring lanes along a row. `rows` is
+/// the first of them, `first_row` its number among the warpgroup's.
+template <class Shape>
+__device__ __forceinline__ void copy_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
+                                          const unsigned char* rows, int panel_bytes, int first_row, int lane) {
+    constexpr int pieces = Shape::head_dim / 8, loads = pieces / 2, together = loads < 8 ? loads : 8;
+    const TileResult result = tile.result;
+    const int queries = tile.end - tile.first;
+#pragma unroll
+    for (int first = 0; first < loads; first += together) {
+        uint4 x[together];
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+            const int item = 32 * (first + i) + lane, row = item / pieces, piece = item % pieces;
+            x[i] = *reinterpret_cast<const uint4*>(rows + piece / 8 * panel_bytes + swizzled(row, piece % 8));
+        }
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+            const int item = 32 * (first + i) + lane, row = item / pieces, piece = item % pieces;
+            const RowPlace place = row_place<Shape>(args, half_of_team, first_row + row);
+            if (place.query < queries) *reinterpret_cast<uint4*>(out_of(result, place) + piece * 8) = x[i];
+        }
+    }
+}
+/// Normalises and writes a warp's 16 rows. `shared`: room for the warpgroup's 64 rows in panels of 64 channels, which
+/// nobody reads any more.
 template <class Shape>
 __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
-                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
-                                           int lane) {
-    const TileResult result = tile.result;
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state,
+                                           unsigned char* shared, int panel_bytes, int first_row, int lane) {
+    const TileResult& result = tile.result;
     const RowPlaces rows = row_places<Shape>(args, tile, half_of_team, first_row);
     const RowScales scales = row_scales(state, rows.closed);
+    const int warp_row = first_row - lane / 4;
+    unsigned char* warp_rows = shared + warp_row * swizzle_row;
+#pragma unroll
+    for (int column = 0; column < Shape::head_dim; column += 16) {
+        std::uint32_t x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float* pair = o + column / 2 + 2 * i;
+            x[i] = pack_bf16(pair[0] * scales.inverse[i % 2], pair[1] * scales.inverse[i % 2]);
+        }
+        if constexpr (Shape::result_in_queries || Shape::result_in_values) {
+            const int piece = column / 8 + lane / 16;
+            store_matrices(warp_rows + column / 64 * panel_bytes + swizzled(lane % 16, piece % 8), x);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (!rows.valid[i % 2]) continue;
+                auto* out = out_of(result, rows.place[i % 2]) + column + i / 2 * 8 + lane % 4 * 2;
+                *reinterpret_cast<std::uint32_t*>(out) = x[i];
+            }
+        }
+    }
+    __syncwarp();
+    if constexpr (Shape::result_in_queries || Shape::result_in_values) {
+        copy_rows<Shape>(args, tile, half_of_team, warp_rows, panel_bytes, warp_row, lane);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const RowPlace place = rows.place[half];
-        std::uint32_t x[Shape::head_dim / 32][4];
-#pragma unroll
-        for (int column = 0; column < Shape::head_dim / 32; ++column) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = 16 * column + 4 * i + 2 * half;
-                x[column][i] = pack_bf16(o[at] * scales.inverse[half], o[at + 1] * scales.inverse[half]);
-            }
-        }
-#pragma unroll
-        for (auto& each : x) transpose_quad(each, lane);
-        if (!rows.valid[half]) continue;
-        auto* out = static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token +
-                    place.head * result.out_head + lane % 4 * 8;
-#pragma unroll
-        for (int column = 0; column < Shape::head_dim / 32; ++column) {
-            const auto& piece = x[column];
-            *reinterpret_cast<uint4*>(out + 32 * column) = make_uint4(piece[0], piece[1], piece[2], piece[3]);
-        }
-        if (lane % 4 == 0) {
-            result.lse[place.query * result.lse_token + place.head * result.lse_head] = scales.lse[half];
-        }
+        if (lane % 4 != 0 || !rows.valid[half]) continue;
+        result.lse[place.query * result.lse_token + place.head * result.lse_head] = scales.lse[half];
     }
 }
 /// The same for a piece of a list: floats, to its partial result.
@@ -151,21 +183,6 @@ __device__ __forceinline__ void clear_rows(unsigned char* stage, int begin, int 
     named_sync(3 + warpgroup, 128);
 }
 
-/// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
-template <class Shape>
-struct Turns {
-    int mine, other;
-    __device__ __forceinline__ explicit Turns(int warpgroup) : mine(1 + warpgroup), other(2 - warpgroup) {
-        if (Shape::paired && warpgroup == 1) named_arrive(other, 256);
-    }
-    __device__ __forceinline__ void begin() const {
-        if (Shape::paired) named_sync(mine, 256);
-    }
-    __device__ __forceinline__ void end() const {
-        if (Shape::paired) named_arrive(other, 256);
-    }
-};
-
 template <class Shape>
 __device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::uint64_t query, std::uint64_t key) {
 #pragma unroll
@@ -191,7 +208,6 @@ struct Consumer {
     const ForwardArgs& args;
     TeamStorage<Shape>& data;
     TeamControl<Shape>& control;
-    const Turns<Shape> turns;
     const int warpgroup;
     const int half;  // which 64 rows of the team's queries
     const int lane;
@@ -208,7 +224,6 @@ struct Consumer {
         : args(args_),
           data(data_),
           control(control_),
-          turns(warpgroup_),
           warpgroup(warpgroup_),
           half(Shape::paired ? warpgroup : 0),
           lane(lane_),
@@ -266,17 +281,17 @@ struct Consumer {
         barrier_wait(&control.full[values.stage], values.phase);
         clear_rows<Shape>(data.ring[values.stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
-    /// What the first scores of a tile need, looked for ahead of the turn: waiting costs some 40 cycles each even for
-    /// what is there.
+    /// What the first scores of a tile need, looked for ahead of the products: waiting costs some 40 cycles each even
+    /// for what is there.
     struct Arrived {
         bool tile, query, keys;
     };
     __device__ __forceinline__ Arrived arrived(int count, const Ring<Shape::stages>& keys) const {
         const auto slot = Ring<Shape::tile_slots>::at(count);
         const auto query = Ring<Shape::query_stages>::at(count);
-        return {barrier_test(&control.tile_full[slot.stage], slot.phase),
-                barrier_test(&control.query_full[query.stage], query.phase),
-                barrier_test(&control.full[keys.stage], keys.phase)};
+        return {barrier_look(&control.tile_full[slot.stage], slot.phase),
+                barrier_look(&control.query_full[query.stage], query.phase),
+                barrier_look(&control.full[keys.stage], keys.phase)};
     }
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
@@ -307,7 +322,7 @@ struct Consumer {
         pin(s);
         release(&control.empty[ring.stage]);
         ring.next();
-        if (rows.steps == 1) release(rows.query_empty);
+        if (!Shape::result_in_queries && rows.steps == 1) release(rows.query_empty);
         mask_and_exponentiate<true>(rows, where, unmasked);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
@@ -316,12 +331,11 @@ struct Consumer {
         Ring<Shape::stages> values = ring;
         values.next();
         const int value_stage = values.stage;
-        const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
-        const bool values_here = barrier_test(&control.full[values.stage], values.phase);
+        const bool keys_here = barrier_look(&control.full[ring.stage], ring.phase);  // answered while P is packed
+        const bool values_here = barrier_look(&control.full[values.stage], values.phase);
         pack_probabilities(p, s);
         if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(values);
-        turns.begin();
         pin(s);
         pin(p);
         pin(o);
@@ -333,13 +347,12 @@ struct Consumer {
         product_commit();
         values.next();
         ring = values;
-        turns.end();
         const TileKeys where = keys_of(key_stage);
         const bool unmasked = whole(rows, where);
         product_wait<1>();
         pin(s);
         release(&control.empty[key_stage]);
-        if (n + 1 == rows.steps) release(rows.query_empty);
+        if (!Shape::result_in_queries && n + 1 == rows.steps) release(rows.query_empty);
         mask_and_exponentiate<false>(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
@@ -349,17 +362,30 @@ struct Consumer {
         release(&control.empty[value_stage]);
         if (__builtin_expect(raised, 0)) rescale(o, shrink);
     }
+    __device__ __forceinline__ void write_result(const Rows64& rows, int count, unsigned char* values) const {
+        const Tile& tile = *rows.tile;
+        if (tile.slot >= 0) return store_piece<Shape>(args, tile, half, o, state, first_row(), lane);
+        unsigned char* shared = values;
+        if (Shape::result_in_queries) {
+            shared = data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row;
+        }
+        // All warps of the warpgroup are past the products that read there.
+        if (Shape::result_in_queries || Shape::result_in_values) named_sync(3 + warpgroup, 128);
+        store_rows<Shape>(args, tile, half, o, state, shared,
+                          Shape::result_in_queries ? Shape::query_panel : Shape::key_panel, first_row(), lane);
+        fence_async_shared();  // before the copy engine writes there again
+        __syncwarp();
+    }
     /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile.
     __device__ __forceinline__ Rows64 finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         Ring<Shape::stages> next_keys = ring;
         next_keys.next();
-        const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
+        const bool values_here = barrier_look(&control.full[ring.stage], ring.phase);
         const Arrived here = arrived(count + 1, next_keys);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(ring);
-        turns.begin();
         pin(p);
         pin(o);
         product_fence();
@@ -367,16 +393,14 @@ struct Consumer {
         product_commit();
         ring = next_keys;
         const int next_steps = begin_tile(count + 1, here);
-        turns.end();
         const Rows64 next = rows_of(count + 1, next_steps);
         product_wait<1>();
         pin(o);
         pin(p);
-        release(&control.empty[last_stage]);
-        if (rows.tile->slot < 0)
-            store_rows<Shape>(args, *rows.tile, half, o, state, first_row(), lane);
-        else
-            store_piece<Shape>(args, *rows.tile, half, o, state, first_row(), lane);
+        if (!Shape::result_in_values) release(&control.empty[last_stage]);
+        write_result(rows, count, data.ring[last_stage]);
+        if (Shape::result_in_values) release(&control.empty[last_stage]);
+        if (Shape::result_in_queries) release(rows.query_empty);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
         return next;
     }
