@@ -8,7 +8,7 @@ namespace sparseattn::cuda::hopper {
 
 /// One warpgroup's part of a tile. Kept in registers while products run; the rest is looked up when it is wanted.
 struct Rows64 {
-    const Tile* tile;
+    const Tile& tile;
     int steps;
     SeenKeys common;      // by all rows
     std::uint64_t query;  // operand
@@ -73,74 +73,42 @@ __device__ __forceinline__ RowPlaces row_places(const ForwardArgs& args, const T
     }
     return rows;
 }
-__device__ __forceinline__ __nv_bfloat16* out_of(const TileResult& result, RowPlace place) {
-    return static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token + place.head * result.out_head;
-}
 
-/// A warp's 16 rows from shared memory to where they belong, 16 bytes a lane, neighbouring lanes along a row. `rows` is
-/// the first of them, `first_row` its number among the warpgroup's.
-template <class Shape>
-__device__ __forceinline__ void copy_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
-                                          const unsigned char* rows, int panel_bytes, int first_row, int lane) {
-    constexpr int pieces = Shape::head_dim / 8, loads = pieces / 2, together = loads < 8 ? loads : 8;
-    const TileResult result = tile.result;
-    const int queries = tile.end - tile.first;
-#pragma unroll
-    for (int first = 0; first < loads; first += together) {
-        uint4 x[together];
-#pragma unroll
-        for (int i = 0; i < together; ++i) {
-            const int item = 32 * (first + i) + lane, row = item / pieces, piece = item % pieces;
-            x[i] = *reinterpret_cast<const uint4*>(rows + piece / 8 * panel_bytes + swizzled(row, piece % 8));
-        }
-#pragma unroll
-        for (int i = 0; i < together; ++i) {
-            const int item = 32 * (first + i) + lane, row = item / pieces, piece = item % pieces;
-            const RowPlace place = row_place<Shape>(args, half_of_team, first_row + row);
-            if (place.query < queries) *reinterpret_cast<uint4*>(out_of(result, place) + piece * 8) = x[i];
-        }
-    }
-}
-/// Normalises and writes a warp's 16 rows. `shared`: room for the warpgroup's 64 rows in panels of 64 channels, which
-/// nobody reads any more.
+/// Normalises and writes a warp's 16 rows: a quad turns its 2 x 4 channels of four groups of 8 into one group each, 16
+/// bytes a lane. All of a row's exchanges are independent and stand before its stores: one after the other they took
+/// four times as long.
 template <class Shape>
 __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
-                                           const float (&o)[Shape::head_dim / 2], const RowState& state,
-                                           unsigned char* shared, int panel_bytes, int first_row, int lane) {
-    const TileResult& result = tile.result;
+                                           const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
+                                           int lane) {
+    const TileResult result = tile.result;
     const RowPlaces rows = row_places<Shape>(args, tile, half_of_team, first_row);
     const RowScales scales = row_scales(state, rows.closed);
-    const int warp_row = first_row - lane / 4;
-    unsigned char* warp_rows = shared + warp_row * swizzle_row;
-#pragma unroll
-    for (int column = 0; column < Shape::head_dim; column += 16) {
-        std::uint32_t x[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float* pair = o + column / 2 + 2 * i;
-            x[i] = pack_bf16(pair[0] * scales.inverse[i % 2], pair[1] * scales.inverse[i % 2]);
-        }
-        if constexpr (Shape::result_in_queries || Shape::result_in_values) {
-            const int piece = column / 8 + lane / 16;
-            store_matrices(warp_rows + column / 64 * panel_bytes + swizzled(lane % 16, piece % 8), x);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (!rows.valid[i % 2]) continue;
-                auto* out = out_of(result, rows.place[i % 2]) + column + i / 2 * 8 + lane % 4 * 2;
-                *reinterpret_cast<std::uint32_t*>(out) = x[i];
-            }
-        }
-    }
-    __syncwarp();
-    if constexpr (Shape::result_in_queries || Shape::result_in_values) {
-        copy_rows<Shape>(args, tile, half_of_team, warp_rows, panel_bytes, warp_row, lane);
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const RowPlace place = rows.place[half];
-        if (lane % 4 != 0 || !rows.valid[half]) continue;
-        result.lse[place.query * result.lse_token + place.head * result.lse_head] = scales.lse[half];
+        std::uint32_t x[Shape::head_dim / 32][4];
+#pragma unroll
+        for (int column = 0; column < Shape::head_dim / 32; ++column) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int at = 16 * column + 4 * i + 2 * half;
+                x[column][i] = pack_bf16(o[at] * scales.inverse[half], o[at + 1] * scales.inverse[half]);
+            }
+        }
+#pragma unroll
+        for (auto& each : x) transpose_quad(each, lane);
+        if (!rows.valid[half]) continue;
+        auto* out = static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token +
+                    place.head * result.out_head + lane % 4 * 8;
+#pragma unroll
+        for (int column = 0; column < Shape::head_dim / 32; ++column) {
+            const auto& piece = x[column];
+            *reinterpret_cast<uint4*>(out + 32 * column) = make_uint4(piece[0], piece[1], piece[2], piece[3]);
+        }
+        if (lane % 4 == 0) {
+            result.lse[place.query * result.lse_token + place.head * result.lse_head] = scales.lse[half];
+        }
     }
 }
 /// The same for a piece of a list: floats, to its partial result.
@@ -193,12 +161,9 @@ __device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::ui
 }
 template <class Shape>
 __device__ __forceinline__ void value_product(float (&o)[Shape::head_dim / 2],
-                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value,
-                                              bool accumulate) {
+                                              const std::uint32_t (&p)[Shape::scores / 2], std::uint64_t value) {
 #pragma unroll
-    for (int k = 0; k < Shape::keys / 16; ++k) {
-        product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), k > 0 || accumulate);
-    }
+    for (int k = 0; k < Shape::keys / 16; ++k) product<true>(o, p + 4 * k, advance(value, k * 2 * swizzle_atom), 1);
 }
 
 /// One computing warpgroup. The first scores of a tile are issued behind the last value product of the tile before, and
@@ -244,7 +209,7 @@ struct Consumer {
     __device__ __forceinline__ Rows64 rows_of(int count, int steps) const {
         const Tile& tile = control.tiles[Ring<Shape::tile_slots>::at(count).stage];
         const int first = tile.first + (Shape::paired && !folded() ? half * 64 : 0);
-        return {&tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
+        return {tile, steps, seen_by_all(rule_of(tile, window_of(tile)), first, min(first + 64, tile.end)),
                 query_at(count), &control.query_empty[Ring<Shape::query_stages>::at(count).stage]};
     }
     __device__ __forceinline__ bool folded() const { return Shape::paired && args.schedule.heads_per_unit == 2; }
@@ -258,10 +223,9 @@ struct Consumer {
     static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
         return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
     }
-    template <bool First>
     __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
         const auto keys_of = [&](int row_half) {
-            const Tile& tile = *rows.tile;
+            const Tile& tile = rows.tile;
             const RowPlace place = row_place<Shape>(args, half, first_row() + 8 * row_half);
             const int query = tile.first + place.query;
             if constexpr (Shape::group) {
@@ -272,8 +236,8 @@ struct Consumer {
             }
         };
         own_keys = Shape::keys;
-        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, *rows.tile, where, lane);
-        raised = online_softmax<First>(s, state, args.scale_log2, unscale, shrink);
+        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
+        raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
     }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
     __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
@@ -281,29 +245,17 @@ struct Consumer {
         barrier_wait(&control.full[values.stage], values.phase);
         clear_rows<Shape>(data.ring[values.stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
-    /// What the first scores of a tile need, looked for ahead of the products: waiting costs some 40 cycles each even
-    /// for what is there.
-    struct Arrived {
-        bool tile, query, keys;
-    };
-    __device__ __forceinline__ Arrived arrived(int count, const Ring<Shape::stages>& keys) const {
-        const auto slot = Ring<Shape::tile_slots>::at(count);
-        const auto query = Ring<Shape::query_stages>::at(count);
-        return {barrier_look(&control.tile_full[slot.stage], slot.phase),
-                barrier_look(&control.query_full[query.stage], query.phase),
-                barrier_look(&control.full[keys.stage], keys.phase)};
-    }
     /// Issues the first scores of tile `count` once they can be formed; returns its number of steps. After the last
     /// tile the scores are of whatever is in the ring, and nobody reads them: products in flight must not depend on a
     /// branch.
-    __device__ __forceinline__ int begin_tile(int count, const Arrived& here) {
+    __device__ __forceinline__ int begin_tile(int count) {
         const auto slot = Ring<Shape::tile_slots>::at(count);
         const auto query = Ring<Shape::query_stages>::at(count);
-        if (!here.tile) barrier_wait(&control.tile_full[slot.stage], slot.phase);
+        barrier_wait(&control.tile_full[slot.stage], slot.phase);
         const int steps = control.tiles[slot.stage].steps;
         if (steps > 0) {
-            if (!here.query) barrier_wait(&control.query_full[query.stage], query.phase);
-            if (!here.keys) barrier_wait(&control.full[ring.stage], ring.phase);
+            barrier_wait(&control.query_full[query.stage], query.phase);
+            barrier_wait(&control.full[ring.stage], ring.phase);
         }
         std::uint64_t key = operand(data.ring[ring.stage]);
         asm volatile("" : "+l"(key));  // as in query_at
@@ -322,8 +274,10 @@ struct Consumer {
         pin(s);
         release(&control.empty[ring.stage]);
         ring.next();
-        if (!Shape::result_in_queries && rows.steps == 1) release(rows.query_empty);
-        mask_and_exponentiate<true>(rows, where, unmasked);
+        if (rows.steps == 1) release(rows.query_empty);
+#pragma unroll
+        for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
+        mask_and_exponentiate(rows, where, unmasked);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
     __device__ __forceinline__ void next_step(const Rows64& rows, int n) {
@@ -331,8 +285,8 @@ struct Consumer {
         Ring<Shape::stages> values = ring;
         values.next();
         const int value_stage = values.stage;
-        const bool keys_here = barrier_look(&control.full[ring.stage], ring.phase);  // answered while P is packed
-        const bool values_here = barrier_look(&control.full[values.stage], values.phase);
+        const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
+        const bool values_here = barrier_test(&control.full[values.stage], values.phase);
         pack_probabilities(p, s);
         if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(values);
@@ -343,7 +297,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
-        value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel), n > 1);
+        value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         values.next();
         ring = values;
@@ -352,8 +306,8 @@ struct Consumer {
         product_wait<1>();
         pin(s);
         release(&control.empty[key_stage]);
-        if (!Shape::result_in_queries && n + 1 == rows.steps) release(rows.query_empty);
-        mask_and_exponentiate<false>(rows, where, unmasked);
+        if (n + 1 == rows.steps) release(rows.query_empty);
+        mask_and_exponentiate(rows, where, unmasked);
         pin(s);
         stay_before(state.sum[0] + state.sum[1]);  // the softmax runs under the value product
         product_wait<0>();
@@ -362,54 +316,38 @@ struct Consumer {
         release(&control.empty[value_stage]);
         if (__builtin_expect(raised, 0)) rescale(o, shrink);
     }
-    __device__ __forceinline__ void write_result(const Rows64& rows, int count, unsigned char* values) const {
-        const Tile& tile = *rows.tile;
-        if (tile.slot >= 0) return store_piece<Shape>(args, tile, half, o, state, first_row(), lane);
-        unsigned char* shared = values;
-        if (Shape::result_in_queries) {
-            shared = data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row;
-        }
-        // All warps of the warpgroup are past the products that read there.
-        if (Shape::result_in_queries || Shape::result_in_values) named_sync(3 + warpgroup, 128);
-        store_rows<Shape>(args, tile, half, o, state, shared,
-                          Shape::result_in_queries ? Shape::query_panel : Shape::key_panel, first_row(), lane);
-        fence_async_shared();  // before the copy engine writes there again
-        __syncwarp();
-    }
-    /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile.
-    __device__ __forceinline__ Rows64 finish(const Rows64& rows, int count) {
+    /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile's steps.
+    __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
-        Ring<Shape::stages> next_keys = ring;
-        next_keys.next();
-        const bool values_here = barrier_look(&control.full[ring.stage], ring.phase);
-        const Arrived here = arrived(count + 1, next_keys);
+        const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(ring);
         pin(p);
         pin(o);
         product_fence();
-        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel), rows.steps > 1);
+        value_product<Shape>(o, p, operand(data.ring[last_stage], Shape::key_panel));
         product_commit();
-        ring = next_keys;
-        const int next_steps = begin_tile(count + 1, here);
-        const Rows64 next = rows_of(count + 1, next_steps);
+        ring.next();
+        const int next_steps = begin_tile(count + 1);
         product_wait<1>();
         pin(o);
         pin(p);
-        if (!Shape::result_in_values) release(&control.empty[last_stage]);
-        write_result(rows, count, data.ring[last_stage]);
-        if (Shape::result_in_values) release(&control.empty[last_stage]);
-        if (Shape::result_in_queries) release(rows.query_empty);
+        release(&control.empty[last_stage]);
+        if (rows.tile.slot < 0)
+            store_rows<Shape>(args, rows.tile, half, o, state, first_row(), lane);
+        else
+            store_piece<Shape>(args, rows.tile, half, o, state, first_row(), lane);
         barrier_arrive(&control.tile_empty[Ring<Shape::tile_slots>::at(count).stage]);
-        return next;
+        return next_steps;
     }
     __device__ __forceinline__ void run() {
-        Rows64 rows = rows_of(0, begin_tile(0, {false, false, false}));
-        for (int count = 0; rows.steps >= 0; ++count) {
+        int steps = begin_tile(0);
+        for (int count = 0; steps >= 0; ++count) {
+            const Rows64 rows = rows_of(count, steps);
             first_step(rows);
-            for (int n = 1; n < rows.steps; ++n) next_step(rows, n);
-            rows = finish(rows, count);
+            for (int n = 1; n < steps; ++n) next_step(rows, n);
+            steps = finish(rows, count);
         }
         product_wait<0>();
     }

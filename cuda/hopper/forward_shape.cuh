@@ -29,10 +29,6 @@ struct ForwardShape {
     static constexpr int key_panel = keys * swizzle_row;
     static constexpr int stage_bytes = panels * key_panel;
     static constexpr int query_stages = paired && head_dim <= 128 ? 2 : 1;
-    // Results pass through the tile's queries where the next tile's have a buffer of their own, else through its last
-    // values where one warpgroup alone reads them, else straight from registers.
-    static constexpr bool result_in_queries = query_stages == 2;
-    static constexpr bool result_in_values = !paired;
     static constexpr int tile_slots = 4;
     static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
     static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;

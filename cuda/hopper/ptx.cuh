@@ -55,16 +55,6 @@ __device__ __forceinline__ bool barrier_test(Barrier* barrier, std::uint32_t par
         : "memory");
     return done != 0;
 }
-/// The same without staying a while: `barrier_test` may sleep for some microseconds before it says no.
-__device__ __forceinline__ bool barrier_look(Barrier* barrier, std::uint32_t parity) {
-    std::uint32_t done;
-    asm volatile(
-        "{\n .reg .pred p;\n mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-    return done != 0;
-}
 /// Waits until the phase of the given parity is complete. With SPARSEATTN_CUDA_WAIT_LIMIT (tests) a wait that lasts
 /// that many tries traps instead of hanging. `Nanoseconds`: of sleep between looks, for waits that are long and whose
 /// end is not urgent (a thread that looks takes an issue slot every 24 cycles).
@@ -244,14 +234,6 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&x)[4], int lane) 
                 x[i + distance] = theirs;
         }
     }
-}
-
-/// Writes four 8 x 8 matrices of bf16 held as products leave them, two neighbours of a row a lane; lane 8 i + r has the
-/// address of row r of matrix i.
-__device__ __forceinline__ void store_matrices(void* shared, const std::uint32_t (&x)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared)),
-                 "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3])
-                 : "memory");
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -149,11 +149,11 @@ __device__ __forceinline__ void raise_maxima(float (&s)[Scores], RowState& state
     }
 }
 /// Scores to unnormalised probabilities. Returns, the same in all lanes, whether a maximum may have risen: only then
-/// `shrink` is set. `First`: of a tile.
-template <bool First, int Scores>
+/// `shrink` is set.
+template <int Scores>
 __device__ __forceinline__ bool online_softmax(float (&s)[Scores], RowState& state, float scale_log2, float unscale,
                                                float (&shrink)[2]) {
-    const bool raised = First || above_limits(s, state);
+    const bool raised = above_limits(s, state);
     if (__builtin_expect(raised, 0)) raise_maxima(s, state, scale_log2, unscale, shrink);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
