@@ -168,7 +168,7 @@ struct LookShared {
                            share.first_row);
             }
             if (note.item.lines) {
-                const int block = args.layout.key_block_begin[note.item.sequence] + key / Keys;
+                const int block = args.layout.key_block_begin[note.item.sequence] + key / args.layout.block;
                 start_list(1, i, lists.rows, lists.row_offsets + list * args.layout.key_blocks + block,
                            share.first_row);
             }

@@ -115,7 +115,7 @@ class ClusterSearch {
         if (wanted <= 0) return {};
         if (!(all[0].weight >= wanted)) return {0, count_, all[0].count};
         Tally at_low = all[0], at_high{};
-        while (high - low > 1) {
+        while (high - low > 1 && at_low.count - at_high.count > 1) {  // one value left: the one that reaches
             const std::uint64_t step = max((high - low) / (search_pivots + 1), std::uint64_t{1}), base = low;
             Tally part[search_pivots] = {};
             count_between<ByValue>(low, high, step, part);

@@ -1,6 +1,7 @@
 // Selection on a CUDA device against the host's, and what it waits for and allocates.
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/layout/combine.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/select/selector.hpp"
 #include "support.hpp"
 #include "support/steady.hpp"
@@ -122,7 +123,7 @@ TEST(DeviceLayouts, CombinedAreTheHosts) {
         EXPECT_EQ(was.columns, must.columns);
         EXPECT_EQ(was.keys, must.keys);
         EXPECT_EQ(result.host_head_list, wanted.host_head_list);
-        EXPECT_EQ(detail::to_host(exec, result.head_list), wanted.host_head_list);
+        EXPECT_EQ(sparseattn::detail::to_host(exec, result.head_list), wanted.host_head_list);
         for (int h = 0; h < 4; ++h) EXPECT_TRUE(result.host_windows[h] == wanted.host_windows[h]) << h;
     };
     for (int round = 0; round < 2; ++round) {

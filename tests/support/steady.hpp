@@ -7,14 +7,13 @@
 
 #include "support/kokkos_tools.hpp"
 
-namespace sparseattn::testing {
-
 #if defined(KOKKOS_ENABLE_CUDA)
-/// Calls of the CUDA runtime that allocate, free, wait or copy, while `listener` is set (support/cuda_calls.cpp, which
-/// the program must link).
-using CudaListener = void (*)(const char* call);
-void set_cuda_listener(CudaListener listener);
+// Hears of calls of the CUDA runtime that allocate, free, wait or copy (support/cuda_calls.c, CMake target
+// sparseattn_test_cuda_calls, which the program must link).
+extern "C" void sparseattn_set_cuda_listener(void (*listener)(const char* call));
 #endif
+
+namespace sparseattn::testing {
 
 /// One at a time, like KokkosRecording, which it is. On CUDA it also counts calls of the runtime: whatever Kokkos, the
 /// library or a kernel's launch does, it does through them.
@@ -23,12 +22,12 @@ class SteadyRecording : public KokkosRecording {
     SteadyRecording() {
         active() = this;
 #if defined(KOKKOS_ENABLE_CUDA)
-        set_cuda_listener([](const char* call) { active()->note(call); });
+        sparseattn_set_cuda_listener([](const char* call) { active()->note(call); });
 #endif
     }
     ~SteadyRecording() {
 #if defined(KOKKOS_ENABLE_CUDA)
-        set_cuda_listener(nullptr);
+        sparseattn_set_cuda_listener(nullptr);
 #endif
         active() = nullptr;
     }

@@ -126,7 +126,7 @@ struct QueryKernel {
 
     template <class Team>
     KOKKOS_INLINE_FUNCTION void run(const Team& team, float* memory) const {
-        const QueryWork part = query_work(problem, team.league_rank());
+        const QueryWork part = longest_first(problem, team.league_rank());
         if (part.queries.count <= 0) return;
         float* const panel = memory + Tile::steps_floats;
         const RowTerms terms{panel + Tile::panel_floats, Tile::side};
@@ -211,11 +211,12 @@ struct KeyKernel {
     template <class Team>
     KOKKOS_INLINE_FUNCTION void run(const Team& team, float* memory) const {
         const auto& grid = problem.branch[0].layout.grid;
-        const int parts = grid.block / Tile::side;
-        const int number = team.league_rank() / parts % grid.key_blocks;
-        const int kv = team.league_rank() / parts / grid.key_blocks;
+        // Heads fastest: under a causal mask the first keys of all heads, whose columns are the longest, come first.
+        const int parts = grid.block / Tile::side, kv_heads = problem.heads / problem.group;
+        const int kv = team.league_rank() % kv_heads, part = team.league_rank() / kv_heads;
+        const int number = part / parts;
         const TokenBlock block = problem.branch[0].key_block(number);
-        const int first = block.begin + team.league_rank() % parts * Tile::side, left = block.end - first;
+        const int first = block.begin + part % parts * Tile::side, left = block.end - first;
         if (left <= 0) return;
         const TokenTile keys{block.origin, first, left < Tile::side ? left : Tile::side, nullptr};
         Sums dkeys, dvalues;
