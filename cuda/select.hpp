@@ -55,11 +55,11 @@ struct XAttentionParams : SelectionParams {
 /// FlexPrefill (arXiv 2502.20766) as select/flexprefill.hpp defines it; causal. Products of bf16 are summed in fp32,
 /// block means and their products fp32, sums of masses fp64. The same bits from run to run.
 struct FlexPrefillParams : SelectionParams {
-    double gamma = 0;            // above 0; 1 or more: everything that `most` allows
-    double tau = 0;              // at least 0
-    int least = 0;               // min_budget, tokens
-    int most = 0;                // max_budget, tokens, at least max(1, least); 0: none
-    bool interleaved = false;    // query head h reads key head h % Hkv, not h / (Hq / Hkv)
+    double gamma = 0;          // above 0; 1 or more: everything that `most` allows
+    double tau = 0;            // at least 0
+    int least = 0;             // min_budget, tokens
+    int most = 0;              // max_budget, tokens, at least max(1, least); 0: none
+    bool interleaved = false;  // query head h reads key head h % Hkv, not h / (Hq / Hkv)
 };
 
 /// MInference's vertical_and_slash (arXiv 2407.02490) as select/minference.hpp defines it, for all estimated heads;

@@ -21,6 +21,10 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
+/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
+inline constexpr float slack_log2 = 8.0f;
+
 /// The sequence that a row or key block lies in.
 struct SequenceSpan {
     int query_begin, queries, key_begin, keys;

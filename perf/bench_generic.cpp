@@ -13,6 +13,7 @@
 #include <string>
 
 #include "sparseattn/attention/detail/generic.hpp"
+#include "sparseattn/core/error.hpp"
 #include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/layout/builders.hpp"

@@ -79,6 +79,7 @@ void run_case(const Shape& shape, const std::string& text, double seconds, const
     fill(k, 2, 1.0F);
     fill(v, 3, 0.0F);
     Workspace<Mem> workspace, selection_workspace;
+    SelectionRoom<Mem> room;
     BlockLayout<Mem> selected;
     const BlockLayout<Mem> dense =
         build_layout(exec, sequences, 128, true, std::vector(shape.heads, HeadMode::dense()));
@@ -87,8 +88,8 @@ void run_case(const Shape& shape, const std::string& text, double seconds, const
         attention_forward<Exec, float>(exec, inputs, sequences, layout, {}, workspace, {out, lse});
     };
     const auto choose = [&] {
-        selected = select<Exec, float>(exec, HeadsView<const float, Mem>(q), HeadsView<const float, Mem>(k), sequences,
-                                       options, selection_workspace);
+        select<Exec, float>(exec, HeadsView<const float, Mem>(q), HeadsView<const float, Mem>(k), sequences, options,
+                            selection_workspace, {}, room, selected);
     };
     double select_time = 1e9, dense_time = 1e9, sparse_time = 1e9, gemm_time = 1e9, spent = 0;
     for (int round = 0; round < 2 || spent < seconds; ++round) {

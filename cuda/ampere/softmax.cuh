@@ -30,9 +30,6 @@ struct RowState {
     float maximum[2] = {-INFINITY, -INFINITY};  // of the scores so far, up to the slack; -inf: none seen
     float sum[2] = {0, 0};                      // this thread's share
 };
-/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
-/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
-inline constexpr float slack_log2 = 8.0f;
 
 /// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
 template <int Scores>

@@ -97,17 +97,19 @@ __global__ void __launch_bounds__(pattern_threads) choose_pattern(const __grid_c
         return;
     }
     const int count = (span.keys + args.block - 1) / args.block;
-    const std::int64_t place = static_cast<std::int64_t>(member) * args.block_room +
-                               first_block(span.key_begin, args.block, sequence);
+    const std::int64_t place =
+        static_cast<std::int64_t>(member) * args.block_room + first_block(span.key_begin, args.block, sequence);
     const float *columns = args.columns + place, *distances = args.distances + place, *logits = args.logits + place;
     float most = -INFINITY;
     for (int i = threadIdx.x; i < count; i += pattern_threads) most = fmaxf(most, logits[i]);
-    for (int distance = 16; distance > 0; distance /= 2) most = fmaxf(most, __shfl_xor_sync(every_lane, most, distance));
+    for (int distance = 16; distance > 0; distance /= 2)
+        most = fmaxf(most, __shfl_xor_sync(every_lane, most, distance));
     if (threadIdx.x % 32 == 0) top_of_warp[threadIdx.x / 32] = most;
     __syncthreads();
     for (int w = 0; w < pattern_threads / 32; ++w) most = fmaxf(most, top_of_warp[w]);
     const double top = most, tail = min(args.tail, span.queries);
-    const double total = sum_block(count, [&](int J) { return exp(logits[J] - top); }, part);
+    const double total = sum_block(
+        count, [&](int J) { return exp(logits[J] - top); }, part);
     // The Jensen-Shannon divergence of the block means' softmax and the mass by key.
     const double divergence = sum_block(
         count,
@@ -144,7 +146,8 @@ __global__ void __cluster_dims__(search_blocks, 1, 1) __launch_bounds__(search_t
     const SequenceSpan span(args.batch, sequence);
     const int rows = (span.queries + args.block - 1) / args.block, blocks = (span.keys + args.block - 1) / args.block;
     const float* pairs = args.pairs + (static_cast<std::int64_t>(member) * args.row_room +
-                                       first_block(span.query_begin, args.block, sequence)) * args.pair_stride;
+                                       first_block(span.query_begin, args.block, sequence)) *
+                                          args.pair_stride;
     Cut cut{0, rows * blocks};
     if (args.gamma < 1) {
         ClusterSearch search(storage, held, pairs, rows * blocks);
@@ -172,10 +175,11 @@ __global__ void __launch_bounds__(row_threads) mark_rows(const __grid_constant__
     const bool aware = !everything && args.aware[at] != 0;
     Cut cut;
     if (aware) cut = {args.choices[at].pair_key, args.choices[at].pair_end};
-    const std::int64_t place = static_cast<std::int64_t>(member) * args.block_room +
-                               first_block(span.key_begin, args.block, sequence);
+    const std::int64_t place =
+        static_cast<std::int64_t>(member) * args.block_room + first_block(span.key_begin, args.block, sequence);
     const float* pairs = args.pairs + (static_cast<std::int64_t>(member) * args.row_room +
-                                       first_block(span.query_begin, args.block, sequence)) * args.pair_stride;
+                                       first_block(span.query_begin, args.block, sequence)) *
+                                          args.pair_stride;
     const std::int64_t list_row = static_cast<std::int64_t>(args.heads.first_list + member) * args.target.rows + row;
     int marked = 0;
     for (int w = 0; w < args.word_count; ++w) {

@@ -62,7 +62,7 @@ struct Plan {
     int tokens = 0;  // group: queries of a pass
     int parts = 1;   // group: passes over a list at most
     int units = 0, section_units = 0, teams = 0;
-    bool cut = false;
+    bool cut = false, cut_by_teams = false;
     int slot_rows = 0;
     std::size_t merges = 0, lse = 0, out = 0, bytes = 0;  // where the parts of the workspace begin
 };
@@ -137,6 +137,7 @@ Plan make_plan(const Call& call, const Device& device) {
         static_cast<int>(std::clamp(l2_share * device.l2_bytes / head_bytes, 1.0, static_cast<double>(p.key_heads)));
     plan.section_units = heads * (plan.units / p.key_heads);
     plan.cut = cuttable(plan, call);
+    plan.cut_by_teams = plan.cut && plan.team == Team::group && p.layout.rows <= most_team_planned_tiles / plan.units;
     lay_out_workspace(plan, call);
     return plan;
 }
@@ -163,7 +164,8 @@ ForwardArgs make_args(const Call& call, const Plan& plan) {
     schedule.tokens = plan.tokens;
     schedule.parts = plan.parts;
     if (plan.cut) {
-        args.pieces = {reinterpret_cast<ListPiece*>(workspace + lists_begin),
+        args.pieces = {true,
+                       plan.cut_by_teams ? nullptr : reinterpret_cast<ListPiece*>(workspace + lists_begin),
                        reinterpret_cast<ListPiece*>(workspace + plan.merges),
                        schedule.counter + 1,
                        reinterpret_cast<float*>(workspace + plan.out),
@@ -182,7 +184,6 @@ ForwardArgs make_args(const Call& call, const Plan& plan) {
     args.query_heads = p.query_heads;
     args.head_dim = p.head_dim;
     args.group = p.query_heads / p.key_heads;
-    args.scale = p.scale;
     args.scale_log2 = p.scale * 1.4426950408889634f;
     return args;
 }
@@ -238,8 +239,10 @@ Status run(const Call& call) {
     ForwardArgs args = make_args(call, plan);
     const Status maps = make_maps(args, p, plan);
     if (!maps.ok()) return maps;
-    error = plan.cut ? launch_plan(args, p.stream) : launch_schedule(args, p.stream);
-    if (error != cudaSuccess) return {error, "schedule kernel"};
+    if (!plan.cut_by_teams) {
+        error = plan.cut ? launch_plan(args, p.stream) : launch_schedule(args, p.stream);
+        if (error != cudaSuccess) return {error, "schedule kernel"};
+    }
     const int grid = plan.cut ? device.multiprocessors : std::min(device.multiprocessors, args.schedule.tiles);
     error = launch(args, plan, grid, p.stream);
     if (error != cudaSuccess || !plan.cut) return {error, "forward kernel"};

@@ -12,11 +12,11 @@ __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     constexpr int consumer_warps = 4 * Shape::warpgroups;
     for (int i = 0; i < Shape::stages; ++i) {
         barrier_init(&control.full[i], 1);
-        barrier_init(&control.empty[i], consumer_warps);
+        barrier_init(&control.empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::query_stages; ++i) {
         barrier_init(&control.query_full[i], 1);
-        barrier_init(&control.query_empty[i], consumer_warps);
+        barrier_init(&control.query_empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::tile_slots; ++i) {
         barrier_init(&control.tile_full[i], 1);
@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
         tensor_prefetch(&args.value);
     }
     __syncthreads();
-    if (args.pieces.items != nullptr) dependents_may_launch();  // the kernel that merges
+    if (args.pieces.cut) dependents_may_launch();  // the kernel that merges
     if (warpgroup == 0) {
         give_registers<56>();
         const int team = warp % 2;
         if (team < Shape::teams) {
             if (warp < 2) {
                 load_tiles<Shape>(args, storage.data[team], storage.control[team], lane);
-            } else if (lane == 0) {
-                schedule_tiles<Shape>(args, storage.control[team], team);
+            } else {
+                schedule_tiles<Shape>(args, storage.control[team], team, lane);
             }
         }
     } else {

@@ -57,7 +57,8 @@ struct alignas(16) ListPiece {
 
 /// Where tiles are few, long lists are cut into pieces, which leave partial results that a second kernel merges.
 struct ListPieces {
-    ListPiece* items;  // longest first; null: nothing is cut, and `Schedule::order` holds
+    bool cut;          // false: nothing is, and `Schedule::order` holds
+    ListPiece* items;  // longest first; null: few tiles of groups, whose pieces every team finds by itself
     ListPiece* merges;
     int* counts;  // of items and of merges
     float* out;   // [slots, slot_rows, d], normalised
@@ -76,7 +77,6 @@ struct ForwardArgs {
     const float* gate;           // [Hq] or null
     int query_heads, head_dim;
     int group;         // query heads per key head
-    float scale;       // natural units: exp(scale * score)
     float scale_log2;  // scale * log2(e)
 };
 
@@ -85,7 +85,8 @@ struct ForwardArgs {
 
 /// The same for lists that may be cut: fills `items` and `merges`. At most `most_planned_tiles` query blocks x units.
 inline constexpr int most_planned_tiles = 2048;
-inline constexpr int most_waves = 4;  // pieces of cut lists, in units of the teams of the device
+inline constexpr int most_team_planned_tiles = 32;  // of groups, planned without a kernel: a warp's lanes
+inline constexpr int most_waves = 4;                // pieces of cut lists, in units of the teams of the device
 [[nodiscard]] cudaError_t launch_plan(const ForwardArgs& args, cudaStream_t stream);
 /// Adds up partial results, weighted by exp(lse), in the order of their lists.
 [[nodiscard]] cudaError_t launch_merge(const ForwardArgs& args, int grid, cudaStream_t stream);

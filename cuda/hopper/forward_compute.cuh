@@ -28,50 +28,86 @@ __device__ __forceinline__ RowPlace row_place(const ForwardArgs& args, int half,
     return {row, half};
 }
 
-/// One divided by a row's sum of exponentials, and its log; 0 and -inf for a row that sees no key.
-struct RowScale {
-    float inverse, lse;
+/// One divided by the sums of exponentials of the thread's rows, and their logs; 0 and -inf for a row that sees no key.
+struct RowScales {
+    float inverse[2], lse[2];
 };
-__device__ __forceinline__ RowScale row_scale(const ForwardArgs& args, const RowState& state, int half, bool closed) {
-    float sum = state.sum[half];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (!(sum > 0) || closed) return {0.0f, -INFINITY};
-    return {1.0f / sum, fmaf(state.maximum[half], args.scale, logf(sum))};
+__device__ __forceinline__ RowScales row_scales(const RowState& state, const bool (&closed)[2]) {
+    constexpr float ln_2 = 0.6931471805599453f;
+    float sum[2] = {state.sum[0], state.sum[1]};
+#pragma unroll
+    for (int distance = 1; distance <= 2; distance *= 2) {
+#pragma unroll
+        for (float& each : sum) each += __shfl_xor_sync(0xffffffffu, each, distance);
+    }
+    RowScales result;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const bool none = !(sum[half] > 0) || closed[half];
+        result.inverse[half] = none ? 0.0f : __fdividef(1.0f, sum[half]);
+        result.lse[half] = none ? -INFINITY : fmaf(state.offset[half], -ln_2, logf(sum[half]));
+    }
+    return result;
 }
 /// True for a row of a head that the gate closes.
 __device__ __forceinline__ bool row_closed(const ForwardArgs& args, const Tile& tile, RowPlace place, bool valid) {
     return args.gate != nullptr && valid && args.gate[tile.head + place.head] == args.branch[tile.branch].closed;
 }
 
+/// Where the thread's two rows go.
+struct RowPlaces {
+    RowPlace place[2];
+    bool valid[2], closed[2];
+};
+/// `first_row` is that of the thread, 0..63, the second one is 8 below.
+template <class Shape>
+__device__ __forceinline__ RowPlaces row_places(const ForwardArgs& args, const Tile& tile, int half_of_team,
+                                                int first_row) {
+    RowPlaces rows;
+    const int queries = tile.end - tile.first;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        rows.place[half] = row_place<Shape>(args, half_of_team, first_row + 8 * half);
+        rows.valid[half] = rows.place[half].query < queries;
+        rows.closed[half] = row_closed(args, tile, rows.place[half], rows.valid[half]);
+    }
+    return rows;
+}
+
 /// Normalises and writes a warp's 16 rows: a quad turns its 2 x 4 channels of four groups of 8 into one group each, 16
-/// bytes a lane. `first_row` is that of the thread, 0..63, the second one is 8 below.
+/// bytes a lane. All of a row's exchanges are independent and stand before its stores: one after the other they took
+/// four times as long.
 template <class Shape>
 __device__ __forceinline__ void store_rows(const ForwardArgs& args, const Tile& tile, int half_of_team,
                                            const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
                                            int lane) {
-    const TileResult& result = tile.result;
-    const int queries = tile.end - tile.first;
+    const TileResult result = tile.result;
+    const RowPlaces rows = row_places<Shape>(args, tile, half_of_team, first_row);
+    const RowScales scales = row_scales(state, rows.closed);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const RowPlace place = row_place<Shape>(args, half_of_team, first_row + 8 * half);
-        const bool valid = place.query < queries;
-        const RowScale scale = row_scale(args, state, half, row_closed(args, tile, place, valid));
-        if (lane % 4 == 0 && valid) {
-            result.lse[place.query * result.lse_token + place.head * result.lse_head] = scale.lse;
+        const RowPlace place = rows.place[half];
+        std::uint32_t x[Shape::head_dim / 32][4];
+#pragma unroll
+        for (int column = 0; column < Shape::head_dim / 32; ++column) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int at = 16 * column + 4 * i + 2 * half;
+                x[column][i] = pack_bf16(o[at] * scales.inverse[half], o[at + 1] * scales.inverse[half]);
+            }
         }
+#pragma unroll
+        for (auto& each : x) transpose_quad(each, lane);
+        if (!rows.valid[half]) continue;
         auto* out = static_cast<__nv_bfloat16*>(result.out) + place.query * result.out_token +
                     place.head * result.out_head + lane % 4 * 8;
 #pragma unroll
-        for (int column = 0; column < Shape::head_dim; column += 32) {
-            std::uint32_t x[4];
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const int at = column / 2 + 4 * i + 2 * half;
-                x[i] = pack_bf16(o[at] * scale.inverse, o[at + 1] * scale.inverse);
-            }
-            transpose_quad(x, lane);
-            if (valid) *reinterpret_cast<uint4*>(out + column) = make_uint4(x[0], x[1], x[2], x[3]);
+        for (int column = 0; column < Shape::head_dim / 32; ++column) {
+            const auto& piece = x[column];
+            *reinterpret_cast<uint4*>(out + 32 * column) = make_uint4(piece[0], piece[1], piece[2], piece[3]);
+        }
+        if (lane % 4 == 0) {
+            result.lse[place.query * result.lse_token + place.head * result.lse_head] = scales.lse[half];
         }
     }
 }
@@ -81,21 +117,20 @@ __device__ __forceinline__ void store_piece(const ForwardArgs& args, const Tile&
                                             const float (&o)[Shape::head_dim / 2], const RowState& state, int first_row,
                                             int lane) {
     const ListPieces& pieces = args.pieces;
-    const int queries = tile.end - tile.first;
+    const RowPlaces rows = row_places<Shape>(args, tile, half_of_team, first_row);
+    const RowScales scales = row_scales(state, rows.closed);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + 8 * half;
-        const RowPlace place = row_place<Shape>(args, half_of_team, row);
-        const bool valid = place.query < queries;
-        const RowScale scale = row_scale(args, state, half, row_closed(args, tile, place, valid));
-        if (!valid) continue;
-        const std::int64_t slot_row = static_cast<std::int64_t>(tile.slot) * pieces.slot_rows + half_of_team * 64 + row;
-        if (lane % 4 == 0) pieces.lse[slot_row] = scale.lse;
+        if (!rows.valid[half]) continue;
+        const int row = half_of_team * 64 + first_row + 8 * half;
+        const std::int64_t slot_row = static_cast<std::int64_t>(tile.slot) * pieces.slot_rows + row;
+        if (lane % 4 == 0) pieces.lse[slot_row] = scales.lse[half];
         float* out = pieces.out + slot_row * Shape::head_dim + lane % 4 * 2;
 #pragma unroll
         for (int column = 0; column < Shape::head_dim; column += 8) {
             const int at = column / 2 + 2 * half;
-            *reinterpret_cast<float2*>(out + column) = make_float2(o[at] * scale.inverse, o[at + 1] * scale.inverse);
+            *reinterpret_cast<float2*>(out + column) =
+                make_float2(o[at] * scales.inverse[half], o[at + 1] * scales.inverse[half]);
         }
     }
 }
@@ -115,21 +150,6 @@ __device__ __forceinline__ void clear_rows(unsigned char* stage, int begin, int 
     fence_async_shared();
     named_sync(3 + warpgroup, 128);
 }
-
-/// The two warpgroups of a pair take turns in issuing products, so that one's softmax runs under the other's products.
-template <class Shape>
-struct Turns {
-    int mine, other;
-    __device__ __forceinline__ explicit Turns(int warpgroup) : mine(1 + warpgroup), other(2 - warpgroup) {
-        if (Shape::paired && warpgroup == 1) named_arrive(other, 256);
-    }
-    __device__ __forceinline__ void begin() const {
-        if (Shape::paired) named_sync(mine, 256);
-    }
-    __device__ __forceinline__ void end() const {
-        if (Shape::paired) named_arrive(other, 256);
-    }
-};
 
 template <class Shape>
 __device__ __forceinline__ void score_product(float (&s)[Shape::scores], std::uint64_t query, std::uint64_t key) {
@@ -153,11 +173,11 @@ struct Consumer {
     const ForwardArgs& args;
     TeamStorage<Shape>& data;
     TeamControl<Shape>& control;
-    const Turns<Shape> turns;
     const int warpgroup;
     const int half;  // which 64 rows of the team's queries
     const int lane;
-    const float slack;
+    const float unscale;
+    bool raised;   // a maximum, in the step before
     int own_keys;  // of the step whose values come next, those that stand in the sequence
     Ring<Shape::stages> ring;
     RowState state;
@@ -169,23 +189,18 @@ struct Consumer {
         : args(args_),
           data(data_),
           control(control_),
-          turns(warpgroup_),
           warpgroup(warpgroup_),
           half(Shape::paired ? warpgroup : 0),
           lane(lane_),
-          slack(slack_log2 / args_.scale_log2) {}
+          unscale(1.0f / args_.scale_log2) {}
 
     /// Of the warpgroup's 64 rows, the thread's first one; the second one is 8 below.
     __device__ __forceinline__ int first_row() const { return static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4; }
     __device__ __forceinline__ void release(Barrier* barrier) const {
-        if (lane == 0) barrier_arrive(barrier);
+        if (releasing_lanes == 32 || lane == 0) barrier_arrive(barrier);
     }
-    /// Read by the lane that releases the stage, so that the loader cannot write before.
-    __device__ __forceinline__ TileKeys keys_of(int stage) const {
-        TileKeys keys{};
-        if (lane == 0) keys = control.tile_keys[stage];
-        return {__shfl_sync(0xffffffffu, keys.low, 0), __shfl_sync(0xffffffffu, keys.high, 0)};
-    }
+    /// Before `whole`, in which the lanes meet: the lane that releases the stage does so behind it.
+    __device__ __forceinline__ TileKeys keys_of(int stage) const { return control.tile_keys[stage]; }
     __device__ __forceinline__ std::uint64_t query_at(int count) const {
         std::uint64_t query = operand(data.query[Ring<Shape::query_stages>::at(count).stage] + half * 64 * swizzle_row);
         asm volatile("" : "+l"(query));  // else its advances are kept in registers from tile to tile
@@ -220,12 +235,13 @@ struct Consumer {
                 return seen_by(rule_of(tile, window_of(tile)), query);
             }
         };
-        own_keys = unmasked ? Shape::keys : mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
-        online_softmax(s, state, args.scale_log2, slack, shrink);
+        own_keys = Shape::keys;
+        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
+        raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
     }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
     __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
-        if (own_keys == Shape::keys) return;
+        if (__builtin_expect(own_keys == Shape::keys, 1)) return;
         barrier_wait(&control.full[values.stage], values.phase);
         clear_rows<Shape>(data.ring[values.stage], own_keys, warpgroup, static_cast<int>(threadIdx.x % 128));
     }
@@ -251,7 +267,7 @@ struct Consumer {
     }
     /// Takes over the first scores.
     __device__ __forceinline__ void first_step(const Rows64& rows) {
-        state = {{-INFINITY, -INFINITY}, {0, 0}};
+        state.clear();
         const TileKeys where = keys_of(ring.stage);
         const bool unmasked = whole(rows, where);
         product_wait<0>();
@@ -262,28 +278,30 @@ struct Consumer {
 #pragma unroll
         for (int i = 0; i < Shape::head_dim / 2; ++i) o[i] = 0;
         mask_and_exponentiate(rows, where, unmasked);
-        pack_probabilities(p, s);
     }
     /// Scores of step n and, meanwhile, the values of step n - 1.
     __device__ __forceinline__ void next_step(const Rows64& rows, int n) {
         const int key_stage = ring.stage;
-        barrier_wait(&control.full[ring.stage], ring.phase);
-        const TileKeys where = keys_of(ring.stage);
-        ring.next();
-        const int value_stage = ring.stage;
-        clear_foreign_values(ring);
-        turns.begin();
+        Ring<Shape::stages> values = ring;
+        values.next();
+        const int value_stage = values.stage;
+        const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
+        const bool values_here = barrier_test(&control.full[values.stage], values.phase);
+        pack_probabilities(p, s);
+        if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
+        clear_foreign_values(values);
         pin(s);
         pin(p);
         pin(o);
         product_fence();
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
-        barrier_wait(&control.full[ring.stage], ring.phase);
+        if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
-        ring.next();
-        turns.end();
+        values.next();
+        ring = values;
+        const TileKeys where = keys_of(key_stage);
         const bool unmasked = whole(rows, where);
         product_wait<1>();
         pin(s);
@@ -296,15 +314,15 @@ struct Consumer {
         pin(o);
         pin(p);
         release(&control.empty[value_stage]);
-        rescale(o, shrink);
-        pack_probabilities(p, s);
+        if (__builtin_expect(raised, 0)) rescale(o, shrink);
     }
     /// Values of the last step, first scores of the next tile, result of this one. Returns the next tile's steps.
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
-        barrier_wait(&control.full[ring.stage], ring.phase);
+        const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
+        pack_probabilities(p, s);
+        if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
         clear_foreign_values(ring);
-        turns.begin();
         pin(p);
         pin(o);
         product_fence();
@@ -312,7 +330,6 @@ struct Consumer {
         product_commit();
         ring.next();
         const int next_steps = begin_tile(count + 1);
-        turns.end();
         product_wait<1>();
         pin(o);
         pin(p);

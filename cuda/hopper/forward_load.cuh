@@ -2,34 +2,83 @@
 /// \file
 /// The two producer warps of a team: one takes tiles and looks up their lists, one fills the ring.
 
-#include "cuda/hopper/forward_lists.cuh"
+#include "cuda/hopper/forward_plan.cuh"
 #include "cuda/hopper/forward_shape.cuh"
 
 namespace sparseattn::cuda::hopper {
 
 // --- Scheduler ----------------------------------------------------------------------------------------------------
 
-/// Which tile the number stands for: fills place, piece and unit; false past the end.
+/// Which tile a number stands for.
 struct Place {
     int row, unit, part;
     int begin, steps;  // of a piece; steps 0: the whole list
     int slot;
 };
-__device__ __forceinline__ bool find_place(const ForwardArgs& args, int index, int part, Place& place) {
-    const Schedule& schedule = args.schedule;
-    if (args.pieces.items != nullptr) {
-        if (index >= __ldcg(args.pieces.counts)) return false;
-        const int4 item = __ldcg(reinterpret_cast<const int4*>(args.pieces.items + index));
-        const int tile = item.x / schedule.parts;
-        place = {tile / schedule.units, tile % schedule.units, item.x % schedule.parts, item.y, item.z, item.w};
+__device__ __forceinline__ Place place_of(const Schedule& schedule, const ListPiece& piece) {
+    const int tile = piece.place / schedule.parts;
+    return {tile / schedule.units, tile % schedule.units, piece.place % schedule.parts,
+            piece.begin,           piece.steps,           piece.slot};
+}
+
+/// The tiles of a team, one after the other. Used by a whole warp, the same in all lanes.
+struct TileSource {
+    const ForwardArgs& args;
+    const int lane;
+    const int team, teams;  // of the whole device
+    int index;              // of the next tile
+    int part = 0;           // which pass over the list of a query block in a group that is not cut
+
+    __device__ __forceinline__ TileSource(const ForwardArgs& args_, int lane_, int team_, int teams_)
+        : args(args_), lane(lane_), team(team_), teams(teams_), index(team_) {}
+
+    /// False past the end.
+    __device__ __forceinline__ bool find(Place& place) const {
+        const Schedule& schedule = args.schedule;
+        if (args.pieces.cut) {
+            if (index >= __ldcg(args.pieces.counts)) return false;
+            const int4 item = __ldcg(reinterpret_cast<const int4*>(args.pieces.items + index));
+            place = place_of(schedule, {item.x, item.y, item.z, item.w});
+            return true;
+        }
+        if (index >= schedule.tiles) return false;
+        const int first_unit = index / (schedule.section_units * schedule.rows) * schedule.section_units;
+        const int tile = __ldcg(schedule.order + index);
+        place = {tile / schedule.section_units, first_unit + tile % schedule.section_units, part, 0, 0, -1};
         return true;
     }
-    if (index >= schedule.tiles) return false;
-    const int first_unit = index / (schedule.section_units * schedule.rows) * schedule.section_units;
-    const int tile = __ldcg(schedule.order + index);
-    place = {tile / schedule.section_units, first_unit + tile % schedule.section_units, part, 0, 0, -1};
-    return true;
-}
+    /// `last`: the tile is the last of its query block.
+    __device__ __forceinline__ void next(bool last) {
+        if (!last && !args.pieces.cut) {
+            ++part;
+            return;
+        }
+        part = 0;
+        int taken = 0;
+        if (lane == 0) taken = atomicAdd(args.schedule.counter, 1);
+        index = teams + __shfl_sync(0xffffffffu, taken, 0);
+    }
+};
+/// The same where each team plans by itself: pieces are dealt out in turns.
+struct PlannedTileSource {
+    const ForwardArgs& args;
+    const int lane;
+    const int team, teams;
+    const TeamPlan plan;
+    int wave = 0;
+
+    __device__ __forceinline__ PlannedTileSource(const ForwardArgs& args_, int lane_, int team_, int teams_)
+        : args(args_), lane(lane_), team(team_), teams(teams_), plan(args_, lane_) {
+        if (team == 0) plan.write_merges(args, lane);
+    }
+    __device__ __forceinline__ bool find(Place& place) const {
+        const int index = wave * teams + team;
+        if (index >= plan.items) return false;
+        place = place_of(args.schedule, plan.item(args, index, lane));
+        return true;
+    }
+    __device__ __forceinline__ void next(bool) { ++wave; }
+};
 
 template <class Shape>
 __device__ __forceinline__ void find_windows(const Schedule& schedule, const Layout& layout, Tile& tile) {
@@ -47,15 +96,14 @@ __device__ __forceinline__ void find_windows(const Schedule& schedule, const Lay
     }
 }
 
-/// `part`: which pass over the list of a query block in a group that is not cut.
-template <class Shape>
-__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, int part) {
+template <class Shape, class Source>
+__device__ __forceinline__ Tile find_tile(const ForwardArgs& args, const Source& source) {
     const Schedule& schedule = args.schedule;
     Tile tile{};
     tile.steps = -1;
     tile.last = true;
     Place place;
-    if (!find_place(args, index, part, place)) return tile;
+    if (!source.find(place)) return tile;
 
     tile.branch = place.unit % schedule.branches;
     const ForwardBranch& branch = args.branch[tile.branch];
@@ -97,28 +145,38 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, int index, in
     return tile;
 }
 
-template <class Shape>
-__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control, int team) {
+template <class Shape, class Source>
+__device__ __forceinline__ void schedule_tiles_of(Source& source, TeamControl<Shape>& control) {
     Ring<Shape::tile_slots> slot;
-    const int all_teams = static_cast<int>(gridDim.x) * Shape::teams;
-    int index = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * team;
-    int part = 0;
-    wait_for_previous_kernel();  // which made the order
     bool more = true;
     while (more) {
-        const Tile tile = find_tile<Shape>(args, index, part);
-        if (Shape::group && args.pieces.items == nullptr && !tile.last) {
-            ++part;
-        } else {
-            part = 0;
-            index = all_teams + atomicAdd(args.schedule.counter, 1);
+        const Tile tile = find_tile<Shape>(source.args, source);
+        source.next(tile.last);
+        barrier_wait<500>(&control.tile_empty[slot.stage], slot.phase ^ 1);  // some tiles ahead
+        if (source.lane == 0) {
+            control.tiles[slot.stage] = tile;
+            barrier_arrive(&control.tile_full[slot.stage]);
         }
-        barrier_wait(&control.tile_empty[slot.stage], slot.phase ^ 1);
-        control.tiles[slot.stage] = tile;
-        barrier_arrive(&control.tile_full[slot.stage]);
+        __syncwarp();
         slot.next();
         more = tile.steps >= 0;
     }
+}
+template <class Shape>
+__device__ __forceinline__ void schedule_tiles(const ForwardArgs& args, TeamControl<Shape>& control, int team,
+                                               int lane) {
+    const int number = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * team;
+    const int teams = static_cast<int>(gridDim.x) * Shape::teams;
+    wait_for_previous_kernel();  // which made the order, or what this call reads
+    if constexpr (Shape::group) {
+        if (args.pieces.cut && args.pieces.items == nullptr) {
+            PlannedTileSource source(args, lane, number, teams);
+            schedule_tiles_of<Shape>(source, control);
+            return;
+        }
+    }
+    TileSource source(args, lane, number, teams);
+    schedule_tiles_of<Shape>(source, control);
 }
 
 // --- Loader -------------------------------------------------------------------------------------------------------

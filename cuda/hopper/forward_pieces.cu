@@ -4,30 +4,23 @@
 
 #include <cuda_bf16.h>
 
-#include "cuda/hopper/forward_lists.cuh"
+#include "cuda/hopper/forward_plan.cuh"
 #include "cuda/hopper/ptx.cuh"
 
 namespace sparseattn::cuda::hopper {
 namespace {
 
 constexpr int most_threads = 1024, few_threads = 256;
-constexpr int shortest_piece = 2;  // steps
-constexpr int piece_cost = 2;      // of starting, ending and merging one, in steps
-constexpr int bins = 32;           // of lengths, by which pieces are sorted
+constexpr int bins = 32;  // of lengths, by which pieces are sorted
 
-__device__ __forceinline__ int ceil_div(int a, int b) {
-    return (a + b - 1) / b;
-}
-
-/// What the block that plans shares. A tile here is (query block, unit); its passes are those of a group.
+/// What the block that plans shares.
 struct PlanStorage {
     int steps[most_planned_tiles];
     int passes[most_planned_tiles];
     int first_item[most_planned_tiles];
     int first_slot[most_planned_tiles];
     int first_merge[most_planned_tiles];
-    unsigned long long total;  // steps of all passes
-    int all_passes, longest;
+    PlanTotals all;
     int limit[most_waves];  // longest piece when there are at most (i + 1) x teams pieces; 0: impossible
     int bin[bins];
     int slots, merges;
@@ -35,69 +28,24 @@ struct PlanStorage {
 
 /// Reads the lengths of all lists.
 __device__ void measure(const ForwardArgs& args, int tiles, PlanStorage& shared) {
-    const Schedule& schedule = args.schedule;
-    const int step = tile_keys(args.head_dim);
     for (int base = 0; base < tiles; base += static_cast<int>(blockDim.x)) {
         const int tile = base + static_cast<int>(threadIdx.x);
-        int steps = 0, passes = 0;
+        TileLength length{0, 0};
         if (tile < tiles) {
-            const int row = tile / schedule.units, unit = tile % schedule.units;
-            const ForwardBranch& branch = args.branch[unit % schedule.branches];
-            const UnitList list = unit_list(branch, args.gate, unit_head(schedule, unit), schedule.heads_per_unit, row);
-            steps = max(1, list.steps(branch.layout.block, step));
-            passes = 1;
-            if (schedule.parts > 1) {
-                const int sequence = branch.layout.row_sequence[row];
-                const int first = (row - branch.layout.row_begin[sequence]) * branch.layout.block;
-                const int queries = args.batch.query_offsets[sequence + 1] - args.batch.query_offsets[sequence];
-                passes = ceil_div(min(branch.layout.block, queries - first), schedule.tokens);
-            }
-            shared.steps[tile] = steps;
-            shared.passes[tile] = passes;
+            length = tile_length(args, tile);
+            shared.steps[tile] = length.steps;
+            shared.passes[tile] = length.passes;
         }
-        const int longest = __reduce_max_sync(0xffffffffu, steps);
-        const int all_passes = __reduce_add_sync(0xffffffffu, passes);
-        const int total = __reduce_add_sync(0xffffffffu, steps * passes);
-        if (threadIdx.x % 32 == 0 && all_passes > 0) {
-            atomicMax(&shared.longest, longest);
-            atomicAdd(&shared.all_passes, all_passes);
-            atomicAdd(&shared.total, static_cast<unsigned long long>(total));
+        const int longest = __reduce_max_sync(0xffffffffu, length.steps);
+        const int passes = __reduce_add_sync(0xffffffffu, length.passes);
+        const auto steps =
+            warp_sum(static_cast<unsigned long long>(length.steps) * static_cast<unsigned>(length.passes));
+        if (threadIdx.x % 32 == 0 && passes > 0) {
+            atomicMax(&shared.all.longest, longest);
+            atomicAdd(&shared.all.passes, passes);
+            atomicAdd(&shared.all.steps, steps);
         }
     }
-}
-
-/// The shortest limit on pieces that leaves at most `budget` of them. By one warp.
-__device__ int shortest_limit(const PlanStorage& shared, int tiles, int budget, int lane) {
-    if (shared.all_passes > budget) return 0;
-    const auto total = static_cast<double>(shared.total);
-    int low = max(shortest_piece, static_cast<int>(ceil(total / budget)));
-    int high = shared.longest;
-    if (budget > shared.all_passes) high = min(high, static_cast<int>(ceil(total / (budget - shared.all_passes))));
-    high = max(low, high);
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        int pieces = 0;
-        for (int tile = lane; tile < tiles; tile += 32) {
-            pieces += ceil_div(shared.steps[tile], middle) * shared.passes[tile];
-        }
-        if (__reduce_add_sync(0xffffffffu, pieces) <= budget)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-/// With few lists one piece for each team ends soonest; where they do not divide evenly, several shorter ones do.
-__device__ int choose_limit(const PlanStorage& shared) {
-    int limit = shared.longest, cost = 0x7fffffff;
-    for (int wave = 0; wave < most_waves; ++wave) {
-        const int candidate = shared.limit[wave];
-        if (candidate == 0 || (wave + 1) * (candidate + piece_cost) >= cost) continue;
-        cost = (wave + 1) * (candidate + piece_cost);
-        limit = candidate;
-    }
-    return limit;
 }
 
 /// Cuts the lists evenly. One warp per tile.
@@ -107,12 +55,10 @@ __device__ void write_pieces(const ForwardArgs& args, int tiles, int limit, cons
     for (int tile = warp; tile < tiles; tile += warps) {
         const int steps = shared.steps[tile], pieces = ceil_div(steps, limit);
         for (int i = lane; i < pieces * shared.passes[tile]; i += 32) {
-            const int part = i / pieces;
-            const std::int64_t number = i % pieces;
-            const int begin = static_cast<int>(steps * number / pieces);
-            const int end = static_cast<int>(steps * (number + 1) / pieces);
+            const int part = i / pieces, number = i % pieces;
+            const StepRange range = piece_steps(steps, pieces, number);
             const int place = tile * parts + part, slot = shared.first_slot[tile] + i;
-            args.pieces.items[shared.first_item[tile] + i] = {place, begin, end - begin, pieces > 1 ? slot : -1};
+            args.pieces.items[shared.first_item[tile] + i] = {place, range.begin, range.steps, pieces > 1 ? slot : -1};
             if (pieces > 1 && number == 0) {
                 args.pieces.merges[shared.first_merge[tile] + part] = {place, pieces, 0, slot};
             }
@@ -130,19 +76,26 @@ __global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constan
     const int tiles = schedule.rows * schedule.units;
     if (thread < bins) shared.bin[thread] = 0;
     if (thread == 0) {
-        shared.total = 0;
-        shared.all_passes = shared.longest = shared.slots = shared.merges = 0;
+        shared.all = {0, 0, 0};
+        shared.slots = shared.merges = 0;
         *schedule.counter = 0;
     }
     __syncthreads();
     measure(args, tiles, shared);
     __syncthreads();
     if (warp < most_waves) {
-        const int limit = shortest_limit(shared, tiles, (warp + 1) * args.pieces.teams, lane);
+        const auto pieces = [&](int limit) {
+            int count = 0;
+            for (int tile = lane; tile < tiles; tile += 32) {
+                count += ceil_div(shared.steps[tile], limit) * shared.passes[tile];
+            }
+            return __reduce_add_sync(0xffffffffu, count);
+        };
+        const int limit = shortest_limit(shared.all, (warp + 1) * args.pieces.teams, pieces);
         if (lane == 0) shared.limit[warp] = limit;
     }
     __syncthreads();
-    const int limit = choose_limit(shared);
+    const int limit = choose_limit(shared.all, shared.limit);
 
     const auto bin_of = [&](int steps, int pieces) {  // longest first
         return bins - 1 - static_cast<int>(static_cast<std::int64_t>(ceil_div(steps, pieces)) * (bins - 1) / limit);
@@ -153,14 +106,9 @@ __global__ void __launch_bounds__(most_threads) plan_pieces(const __grid_constan
     }
     __syncthreads();
     if (warp == 0) {  // where each bin begins
-        const int own = shared.bin[lane];
-        int before = own;
-        for (int distance = 1; distance < 32; distance *= 2) {
-            const int other = __shfl_up_sync(0xffffffffu, before, distance);
-            if (lane >= distance) before += other;
-        }
-        shared.bin[lane] = before - own;
-        if (lane == 31) args.pieces.counts[0] = before;
+        const int own = shared.bin[lane], before = warp_sum_before(own, lane);
+        shared.bin[lane] = before;
+        if (lane == 31) args.pieces.counts[0] = before + own;
     }
     __syncthreads();
     for (int tile = thread; tile < tiles; tile += threads) {
@@ -213,6 +161,7 @@ __global__ void __launch_bounds__(32 * merge_warps) merge_pieces(const __grid_co
     const ListPieces& pieces = args.pieces;
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
     const int head_dim = args.head_dim;
+    dependents_may_launch();  // the next call, where it has no plan to wait for
     wait_for_previous_kernel();
     const int count = __ldcg(pieces.counts + 1) * pieces.slot_rows;
     for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {

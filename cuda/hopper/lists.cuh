@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(fill_threads)
         if (row < end) offsets[row + 1] = sum;
         row_begin[threadIdx.x] = sum - own;
         __syncthreads();
-        for (int i = warp; i < fill_threads && base + i < min(end, mask_rows); i += warps) fill(base + i, row_begin[i], lane);
+        for (int i = warp; i < fill_threads && base + i < min(end, mask_rows); i += warps)
+            fill(base + i, row_begin[i], lane);
         before += total;
     }
 }
@@ -67,10 +68,11 @@ template <class Fill>
 cudaError_t launch_fill(const Fill& fill, const std::int32_t* counts, std::int64_t rows, std::int64_t mask_rows,
                         std::int64_t* offsets, cudaStream_t stream, int shared_bytes = 0) {
     constexpr std::int64_t warps = fill_threads / 32;
-    const std::int64_t share = std::max<std::int64_t>((rows + fill_blocks * warps - 1) / (fill_blocks * warps), 1) * warps;
+    const std::int64_t share =
+        std::max<std::int64_t>((rows + fill_blocks * warps - 1) / (fill_blocks * warps), 1) * warps;
     const dim3 grid(static_cast<unsigned>(std::max<std::int64_t>((rows + share - 1) / share, 1)));
-    return launch_overlapping(fill_rows<Fill>, grid, fill_threads, shared_bytes, stream, fill, counts, rows, mask_rows, share,
-                              offsets);
+    return launch_overlapping(fill_rows<Fill>, grid, fill_threads, shared_bytes, stream, fill, counts, rows, mask_rows,
+                              share, offsets);
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -121,8 +121,8 @@ struct FlexPart {
 FlexPart make_flex(Memory& memory, const FlexPrefillParams& params, const Lengths& lengths, int first, int count) {
     FlexPart part;
     const int d = params.head_dim, sequences = params.batch.sequences;
-    part.tail = make_tail(params, lengths, make_heads(params, params.interleaved, params.block / slot_rows, first, count),
-                          params.block);
+    part.tail = make_tail(params, lengths,
+                          make_heads(params, params.interleaved, params.block / slot_rows, first, count), params.block);
     carve_tail(memory, part.tail);
     FlexArgs& flex = part.flex;
     flex.batch = params.batch;
@@ -200,8 +200,8 @@ Status run_flex(const FlexPrefillParams& params, const Lengths& lengths, FlexPar
     if (error != cudaSuccess) return {error, "means of the last queries"};
     const Status status = run_tail(params, lengths, part.tail);
     if (!status.ok()) return status;
-    const FoldArgs fold{part.tail,      flex.block,   flex.block_room, flex.head_dim,  flex.dense_keys,
-                        part.mean_keys, part.mean_tails, part.columns, part.distances, part.logits};
+    const FoldArgs fold{part.tail,      flex.block,      flex.block_room, flex.head_dim,  flex.dense_keys,
+                        part.mean_keys, part.mean_tails, part.columns,    part.distances, part.logits};
     error = launch_fold(fold, lengths.keys, params.stream);
     if (error == cudaSuccess) error = launch_flex_patterns(flex, lengths.keys, params.stream);
     if (error != cudaSuccess) return {error, "patterns of heads"};
@@ -392,8 +392,8 @@ Status minference(const MInferenceParams& params) {
         const Status status = run_minference(params, plan.lengths, part);
         if (!status.ok()) return status;
     }
-    const cudaError_t error = launch_lists(params.target, shared.words, shared.word_count, shared.counts,
-                                           params.estimated, params.stream);
+    const cudaError_t error =
+        launch_lists(params.target, shared.words, shared.word_count, shared.counts, params.estimated, params.stream);
     if (error != cudaSuccess) return {error, "list kernel"};
     return {launch_minference_keys(last, params.estimated, params.key_offsets, params.keys, params.stream),
             "single keys"};

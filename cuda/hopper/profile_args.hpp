@@ -27,7 +27,8 @@ __host__ __device__ inline int first_block(int tokens_before, int block, int seq
     return tokens_before / block + sequence;
 }
 
-/// The products of the last queries with all keys, keys [split * span, (split + 1) * span) of a sequence a thread block.
+/// The products of the last queries with all keys, keys [split * span, (split + 1) * span) of a sequence a thread
+/// block.
 struct TailArgs {
     CUtensorMap query, key;
     Batch batch;
@@ -103,10 +104,10 @@ struct MInferenceArgs {
     std::int32_t columns[profile_heads], distances[profile_heads];  // to keep, before a sequence's length bounds them
     double column_share, distance_share;                            // of its keys instead, where above 0
     const float *vertical, *slash;                                  // [slots, T_k]
-    std::int32_t* kept;         // [lists, sequences, most_columns] ascending keys
+    std::int32_t* kept;                                             // [lists, sequences, most_columns] ascending keys
     int most_columns;
-    std::int32_t* kept_count;   // [lists, sequences]
-    std::int32_t* before;       // [members, T_k + sequences] kept distances below o, from key_begin + sequence on
+    std::int32_t* kept_count;  // [lists, sequences]
+    std::int32_t* before;      // [members, T_k + sequences] kept distances below o, from key_begin + sequence on
     std::uint32_t* words;
     int word_count;
     std::int32_t *counts, *key_counts;  // [lists * rows]
@@ -116,7 +117,8 @@ cudaError_t launch_tail_tops(const TailArgs& args, int longest, cudaStream_t str
 cudaError_t launch_tail_sums(const TailArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_fold(const FoldArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_means(const MeansArgs& args, int longest, cudaStream_t stream);
-/// `longest`: keys (or query blocks times key blocks) of the longest sequence. Every step of FlexPrefill behind the folded masses, up to bits and their numbers.
+/// `longest`: keys (or query blocks times key blocks) of the longest sequence. Every step of FlexPrefill behind the
+/// folded masses, up to bits and their numbers.
 cudaError_t launch_flex_patterns(const FlexArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_pair_shares(const FlexArgs& args, int longest_rows, int longest_blocks, cudaStream_t stream);
 cudaError_t launch_flex_pairs(const FlexArgs& args, std::int64_t longest, cudaStream_t stream);
@@ -124,7 +126,7 @@ cudaError_t launch_flex_rows(const FlexArgs& args, cudaStream_t stream);
 cudaError_t launch_minference_keep(const MInferenceArgs& args, int longest, cudaStream_t stream);
 cudaError_t launch_minference_rows(const MInferenceArgs& args, cudaStream_t stream);
 /// Offsets and single keys of all lists; those from mask_lists on are empty.
-cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets, std::int32_t* keys,
-                                   cudaStream_t stream);
+cudaError_t launch_minference_keys(const MInferenceArgs& args, int mask_lists, std::int64_t* offsets,
+                                   std::int32_t* keys, cudaStream_t stream);
 
 }  // namespace sparseattn::cuda::hopper

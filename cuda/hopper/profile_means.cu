@@ -67,13 +67,15 @@ __global__ void __launch_bounds__(pair_threads) pair_scores(const __grid_constan
     const int rows = (span.queries + args.block - 1) / args.block, blocks = (span.keys + args.block - 1) / args.block;
     const int first_row = blockIdx.y % row_tiles * pair_tile, first_column = blockIdx.x * pair_tile;
     if (first_row >= rows || first_column >= blocks) return;
-    if (first_column >= RowSpan(args.block, true, min(first_row + pair_tile, rows) - 1, span.queries, span.keys).end) return;
+    if (first_column >= RowSpan(args.block, true, min(first_row + pair_tile, rows) - 1, span.queries, span.keys).end)
+        return;
     const int d = args.head_dim;
-    const std::int64_t row_place = static_cast<std::int64_t>(member) * args.row_room +
-                                   first_block(span.query_begin, args.block, sequence);
+    const std::int64_t row_place =
+        static_cast<std::int64_t>(member) * args.row_room + first_block(span.query_begin, args.block, sequence);
     const float* queries = args.mean_queries + (row_place + first_row) * d;
     const float* keys = args.mean_keys + (static_cast<std::int64_t>(args.heads.key_head[member]) * args.block_room +
-                                          first_block(span.key_begin, args.block, sequence) + first_column) * d;
+                                          first_block(span.key_begin, args.block, sequence) + first_column) *
+                                             d;
     const int load_row = threadIdx.x / 4, load_piece = threadIdx.x % 4 * 4;
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     float sum[4][4] = {};
@@ -81,18 +83,23 @@ __global__ void __launch_bounds__(pair_threads) pair_scores(const __grid_constan
         const bool inside = depth + load_piece < d;  // d is a multiple of 8
         const float4 zero = make_float4(0, 0, 0, 0);
         const float4 x = inside && first_row + load_row < rows
-                             ? *reinterpret_cast<const float4*>(queries + static_cast<std::int64_t>(load_row) * d + depth + load_piece)
+                             ? *reinterpret_cast<const float4*>(queries + static_cast<std::int64_t>(load_row) * d +
+                                                                depth + load_piece)
                              : zero;
-        const float4 y = inside && first_column + load_row < blocks
-                             ? *reinterpret_cast<const float4*>(keys + static_cast<std::int64_t>(load_row) * d + depth + load_piece)
-                             : zero;
+        const float4 y =
+            inside && first_column + load_row < blocks
+                ? *reinterpret_cast<const float4*>(keys + static_cast<std::int64_t>(load_row) * d + depth + load_piece)
+                : zero;
         __syncthreads();
-        a[load_piece][load_row] = x.x, a[load_piece + 1][load_row] = x.y, a[load_piece + 2][load_row] = x.z, a[load_piece + 3][load_row] = x.w;
-        b[load_piece][load_row] = y.x, b[load_piece + 1][load_row] = y.y, b[load_piece + 2][load_row] = y.z, b[load_piece + 3][load_row] = y.w;
+        a[load_piece][load_row] = x.x, a[load_piece + 1][load_row] = x.y, a[load_piece + 2][load_row] = x.z,
+        a[load_piece + 3][load_row] = x.w;
+        b[load_piece][load_row] = y.x, b[load_piece + 1][load_row] = y.y, b[load_piece + 2][load_row] = y.z,
+        b[load_piece + 3][load_row] = y.w;
         __syncthreads();
 #pragma unroll
         for (int c = 0; c < pair_depth; ++c) {
-            const float4 left = *reinterpret_cast<const float4*>(&a[c][ty * 4]), right = *reinterpret_cast<const float4*>(&b[c][tx * 4]);
+            const float4 left = *reinterpret_cast<const float4*>(&a[c][ty * 4]),
+                         right = *reinterpret_cast<const float4*>(&b[c][tx * 4]);
             const float l[4] = {left.x, left.y, left.z, left.w}, r[4] = {right.x, right.y, right.z, right.w};
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -123,9 +130,11 @@ __global__ void __launch_bounds__(pair_threads) pair_softmax(const __grid_consta
     if (row * args.block >= span.queries) return;
     const int blocks = (span.keys + args.block - 1) / args.block;
     const int end = RowSpan(args.block, true, row, span.queries, span.keys).end;
-    float* share = args.pairs + (static_cast<std::int64_t>(member) * args.row_room +
-                                 first_block(span.query_begin, args.block, sequence)) * args.pair_stride +
-                   static_cast<std::int64_t>(row) * blocks;
+    float* share =
+        args.pairs +
+        (static_cast<std::int64_t>(member) * args.row_room + first_block(span.query_begin, args.block, sequence)) *
+            args.pair_stride +
+        static_cast<std::int64_t>(row) * blocks;
     float top = -INFINITY;
     for (int J = lane; J < end; J += 32) top = fmaxf(top, share[J]);
     for (int distance = 16; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));

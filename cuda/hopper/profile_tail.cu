@@ -21,7 +21,7 @@ constexpr int tail_stages = Sums ? 2 : 3;
 
 template <bool Sums>
 constexpr int tail_bytes(int panels) {
-    return 1024 + (2 + tail_stages<Sums>) * panels * panel_bytes + (Sums ? 2 * slot_rows * share_pitch * 4 : 0);
+    return 1024 + (2 + tail_stages<Sums>)*panels * panel_bytes + (Sums ? 2 * slot_rows * share_pitch * 4 : 0);
 }
 
 /// The queries of one slot in one sequence.
@@ -78,6 +78,14 @@ struct RunningTop {
         sum = sum * exp2_fast((top - most) * scale_log2) + other_sum * exp2_fast((other_top - most) * scale_log2);
         top = most;
     }
+    __device__ __forceinline__ void merge_quad(float scale_log2) {
+#pragma unroll
+        for (int distance = 1; distance <= 2; distance *= 2) {
+            const float other_top = __shfl_xor_sync(0xffffffffu, top, distance);
+            const float other_sum = __shfl_xor_sync(0xffffffffu, sum, distance);
+            merge(other_top, other_sum, scale_log2);
+        }
+    }
 };
 
 /// The scores of a thread's row `half`, those of keys past `last` (in the tile) left out.
@@ -116,16 +124,61 @@ __device__ __forceinline__ void sum_shares(const TailArgs& args, const float* sh
         if (first_key + place < span.keys) args.vertical[base + first_key + place] = sum;
         return;
     }
+    // Row r meets key r - place of the tile, or r - place + 64: two straight lines through the shares.
+    const float *near_line = shares - place, *far_line = near_line + tail_keys;
     float near = 0, far = 0;
 #pragma unroll 16
     for (int r = 0; r < slot_rows; ++r) {
-        const float share = shares[r * share_pitch + ((r - place) & (tail_keys - 1))];
-        near += r >= place ? share : 0.0f;
-        far += r >= place ? 0.0f : share;
+        const bool is_near = r >= place;
+        const float share = (is_near ? near_line : far_line)[r * (share_pitch + 1)];
+        if (is_near) {
+            near += share;
+        } else {
+            far += share;
+        }
     }
     const int distance = rows.position - first_key + place;  // of row r from key r - place
     if (distance >= 0 && distance < span.keys) args.nearer[base + distance] = near;
     if (distance >= tail_keys && distance - tail_keys < span.keys) args.farther[base + distance - tail_keys] = far;
+}
+
+/// What the exponents of the slot's rows are reduced by, from the maxima and sums of all splits; 64 of the warpgroup's
+/// threads a row each.
+__device__ __forceinline__ void find_bases(const TailArgs& args, const float2* tops, int splits, float* bases) {
+    const int row = threadIdx.x % 128;
+    if (row >= slot_rows) return;
+    RunningTop all;
+    for (int split = 0; split < splits; ++split) {
+        const float2 part = tops[split * slot_rows + row];
+        all.merge(part.x, part.y, args.scale_log2);
+    }
+    // Rows past the last query have no sum; their shares are 0 whatever is subtracted.
+    bases[row] = all.top == -INFINITY ? 0.0f : all.top * args.scale_log2 + __log2f(all.sum);
+}
+
+/// The shares of a thread's row `half`.
+__device__ __forceinline__ void store_shares(const float (&acc)[scores_of_thread], int half, float scale_log2,
+                                             float base, float* row) {
+#pragma unroll
+    for (int g = 0; g < tail_keys / 8; ++g) {
+        const float2 pair = {exp2_fast(fmaf(acc[4 * g + 2 * half], scale_log2, -base)),
+                             exp2_fast(fmaf(acc[4 * g + 2 * half + 1], scale_log2, -base))};
+        *reinterpret_cast<float2*>(row + 8 * g) = pair;
+    }
+}
+
+/// The scores of one tile.
+__device__ __forceinline__ void multiply_keys(const unsigned char* query, const unsigned char* key, int panels,
+                                              float (&acc)[scores_of_thread]) {
+    product_fence();
+    for (int panel = 0; panel < panels; ++panel) {
+        const std::uint64_t a = operand(query + panel * panel_bytes), b = operand(key + panel * panel_bytes);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) product(acc, advance(a, k * 32), advance(b, k * 32), panel + k > 0);
+    }
+    product_commit();
+    product_wait<0>();
+    pin(acc);
 }
 
 template <bool Sums>
@@ -134,25 +187,18 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
                                              Barrier* empty, const SequenceSpan& span, int first_key, int tiles) {
     const int lane = threadIdx.x % 32, warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
     const int slot = 2 * blockIdx.y + warpgroup, slot_bytes = args.panels * panel_bytes;
+    const int own_row = warp * 16 + lane / 4;  // and 8 below
     const bool real = args.heads.slot_member[slot] >= 0;
     const SlotRows rows(args, slot, span);
-    const std::int64_t tops = (static_cast<std::int64_t>(slot) * args.batch.sequences + blockIdx.z) * args.splits;
+    float2* tops =
+        args.tops + (static_cast<std::int64_t>(slot) * args.batch.sequences + blockIdx.z) * args.splits * slot_rows;
     float base[2] = {0, 0};
     RunningTop running[2];
     if constexpr (Sums) {
-        if (threadIdx.x % 128 < slot_rows) {
-            RunningTop all;
-            const int splits = (span.keys + args.span - 1) / args.span;
-            for (int split = 0; split < splits; ++split) {
-                const float2 part = args.tops[(tops + split) * slot_rows + threadIdx.x % 128];
-                all.merge(part.x, part.y, args.scale_log2);
-            }
-            // Rows past the last query have no sum; their shares are 0 whatever is subtracted.
-            const float base = all.top == -INFINITY ? 0.0f : all.top * args.scale_log2 + __log2f(all.sum);
-            bases[warpgroup * slot_rows + threadIdx.x % 128] = base;
-        }
+        bases += warpgroup * slot_rows;
+        find_bases(args, tops, (span.keys + args.span - 1) / args.span, bases);
         named_sync(1 + warpgroup, 128);
-        for (int half = 0; half < 2; ++half) base[half] = bases[warpgroup * slot_rows + warp * 16 + lane / 4 + 8 * half];
+        for (int half = 0; half < 2; ++half) base[half] = bases[own_row + 8 * half];
         shares += warpgroup * slot_rows * share_pitch;
     }
     barrier_wait(query_full, 0);
@@ -161,21 +207,11 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
     for (int tile = 0; tile < tiles; ++tile, ring.next()) {
         const int tile_key = first_key + tile * tail_keys;
         barrier_wait(&full[ring.stage], ring.phase);
-        product_fence();
-        for (int panel = 0; panel < args.panels; ++panel) {
-            const std::uint64_t a = operand(query + warpgroup * slot_bytes + panel * panel_bytes);
-            const std::uint64_t b = operand(key + ring.stage * slot_bytes + panel * panel_bytes);
-#pragma unroll
-            for (int k = 0; k < 4; ++k) product(acc, advance(a, k * 32), advance(b, k * 32), panel + k > 0);
-        }
-        product_commit();
-        product_wait<0>();
-        pin(acc);
+        multiply_keys(query + warpgroup * slot_bytes, key + ring.stage * slot_bytes, args.panels, acc);
         if (lane == 0) barrier_arrive(&empty[ring.stage]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int row = warp * 16 + lane / 4 + 8 * half;
-            const int last = row < rows.count ? rows.position + row - tile_key : -1;
+            const int row = own_row + 8 * half, last = row < rows.count ? rows.position + row - tile_key : -1;
             if (last < tail_keys - 1) hide(acc, half, last, lane);
             if constexpr (!Sums) add_tops(running[half], acc, half, args.scale_log2);
         }
@@ -183,13 +219,8 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
             if (tile > 0) named_sync(1 + warpgroup, 128);  // the sums of the tile before are formed
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float* row = shares + (warp * 16 + lane / 4 + 8 * half) * share_pitch + 2 * (lane % 4);
-#pragma unroll
-                for (int g = 0; g < tail_keys / 8; ++g) {
-                    const float2 pair = {exp2_fast(fmaf(acc[4 * g + 2 * half], args.scale_log2, -base[half])),
-                                         exp2_fast(fmaf(acc[4 * g + 2 * half + 1], args.scale_log2, -base[half]))};
-                    *reinterpret_cast<float2*>(row + 8 * g) = pair;
-                }
+                store_shares(acc, half, args.scale_log2, base[half],
+                             shares + (own_row + 8 * half) * share_pitch + 2 * (lane % 4));
             }
             named_sync(1 + warpgroup, 128);
             const bool columns = (warp / 2 + warpgroup) % 2 == 0;  // warpgroups take turns at the dearer half
@@ -200,15 +231,9 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
     if constexpr (!Sums) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            RunningTop& own = running[half];
-#pragma unroll
-            for (int distance = 1; distance <= 2; distance *= 2) {
-                const float top = __shfl_xor_sync(0xffffffffu, own.top, distance);
-                const float sum = __shfl_xor_sync(0xffffffffu, own.sum, distance);
-                own.merge(top, sum, args.scale_log2);
-            }
-            const int row = warp * 16 + lane / 4 + 8 * half;
-            if (lane % 4 == 0) args.tops[(tops + blockIdx.x) * slot_rows + row] = make_float2(own.top, own.sum);
+            running[half].merge_quad(args.scale_log2);
+            const float2 top = make_float2(running[half].top, running[half].sum);
+            if (lane % 4 == 0) tops[blockIdx.x * slot_rows + own_row + 8 * half] = top;
         }
     }
 }
@@ -288,8 +313,9 @@ __global__ void __launch_bounds__(fold_threads) fold_kernel(const __grid_constan
     }
     if (args.columns == nullptr) return;
     const int place = first_block(span.key_begin, block, sequence) + J;
-    const float* mean = args.mean_keys +
-                        (static_cast<std::int64_t>(tail.heads.key_head[member]) * args.block_room + place) * args.head_dim;
+    const float* mean =
+        args.mean_keys +
+        (static_cast<std::int64_t>(tail.heads.key_head[member]) * args.block_room + place) * args.head_dim;
     const float* query =
         args.mean_tails + (static_cast<std::int64_t>(member) * tail.batch.sequences + sequence) * args.head_dim;
     for (int c = threadIdx.x; c < args.head_dim; c += fold_threads) sums[2] += query[c] * mean[c];

@@ -56,16 +56,19 @@ __device__ __forceinline__ bool barrier_test(Barrier* barrier, std::uint32_t par
     return done != 0;
 }
 /// Waits until the phase of the given parity is complete. With SPARSEATTN_CUDA_WAIT_LIMIT (tests) a wait that lasts
-/// that many tries traps instead of hanging.
+/// that many tries traps instead of hanging. `Nanoseconds`: of sleep between looks, for waits that are long and whose
+/// end is not urgent (a thread that looks takes an issue slot every 24 cycles).
+template <unsigned Nanoseconds = 0>
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t parity) {
 #ifdef SPARSEATTN_CUDA_WAIT_LIMIT
-    for (std::uint32_t tries = 0; !barrier_test(barrier, parity); ++tries) {
-        if (tries == SPARSEATTN_CUDA_WAIT_LIMIT) asm volatile("trap;");
-    }
-#else
-    while (!barrier_test(barrier, parity)) {
-    }
+    std::uint32_t tries = 0;
 #endif
+    while (!barrier_test(barrier, parity)) {
+        if constexpr (Nanoseconds > 0) __nanosleep(Nanoseconds);
+#ifdef SPARSEATTN_CUDA_WAIT_LIMIT
+        if (++tries == SPARSEATTN_CUDA_WAIT_LIMIT) asm volatile("trap;");
+#endif
+    }
 }
 
 /// Position in a ring of `Stages` buffers: which one, and the parity of its current round.
@@ -84,6 +87,18 @@ struct Ring {
         }
     }
 };
+
+/// Writes 16 bytes to where `shared` lies in thread block `rank` of the cluster, and reports them to that block's
+/// `barrier` (both given by this block's addresses).
+__device__ __forceinline__ void store_remote(void* shared, Barrier* barrier, int rank, std::uint64_t low,
+                                             std::uint64_t high) {
+    asm volatile(
+        "{\n .reg .b32 to, at;\n mapa.shared::cluster.u32 to, %0, %2;\n mapa.shared::cluster.u32 at, %1, %2;\n"
+        " st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b64 [to], {%3, %4}, [at];\n}\n" ::"r"(
+            shared_address(shared)),
+        "r"(shared_address(barrier)), "r"(rank), "l"(low), "l"(high)
+        : "memory");
+}
 
 // --- Named barriers (0 is __syncthreads) ------------------------------------------------------------------------
 

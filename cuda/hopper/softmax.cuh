@@ -8,12 +8,27 @@ namespace sparseattn::cuda::hopper {
 
 /// Running softmax of the two rows that a thread shares with the three other lanes of its quad.
 struct RowState {
-    float maximum[2];  // of the scores so far, up to the slack below; -inf: none seen
-    float sum[2];      // this thread's share
+    static constexpr float unseen = 1e38f;  // offset of a row that has seen no key: exponentials of -inf stay 0
+    float offset[2];                        // minus the maximum kept, in units of log2
+    float sum[2];                           // this thread's share
+    // Bits of the score from which on the maximum rises. Compared as integers, which orders floats right unless both
+    // are negative: then it is the least integer, and every step looks more closely.
+    int limit[2];
+
+    __device__ __forceinline__ void clear() {
+        for (int half = 0; half < 2; ++half) {
+            offset[half] = unseen;
+            sum[half] = 0;
+            limit[half] = static_cast<int>(0x80000000u);
+        }
+    }
+    /// `unscale`: 1 / scale_log2.
+    __device__ __forceinline__ void keep(int half, float new_offset, float unscale) {
+        offset[half] = new_offset;
+        const float score = (slack_log2 - new_offset) * unscale;
+        limit[half] = score >= 0 ? __float_as_int(score) : static_cast<int>(0x80000000u);
+    }
 };
-/// A row keeps its old maximum while the new one exceeds it by less than this power of two: out and lse do not change
-/// (both are relative to the maximum kept), and the accumulators need no rescaling in nearly all steps.
-inline constexpr float slack_log2 = 8.0f;
 
 /// Keys that a query sees, or that all of some queries see: those below `end` that are also below `sink` or not below
 /// `begin`.
@@ -94,32 +109,65 @@ __device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const Keys
     return max(0, min(Shape::keys, Shape::keys - 64 + tile.key_count - where.high));
 }
 
-/// Scores to unnormalised probabilities; returns by how much what was accumulated so far must shrink.
+/// Score `i` of the thread's first or second row.
 template <int Scores>
-__device__ __forceinline__ void online_softmax(float (&s)[Scores], RowState& state, float scale_log2, float slack,
-                                               float (&shrink)[2]) {
+__device__ __forceinline__ float& row_score(float (&s)[Scores], int half, int i) {
+    return s[4 * (i / 2) + 2 * half + i % 2];
+}
+/// True in all lanes of a warp when a score of one of its rows is above the row's limit: a maximum over three integers
+/// is one instruction, over two floats it is as slow.
+template <int Scores>
+__device__ __forceinline__ bool above_limits(float (&s)[Scores], const RowState& state) {
+    bool above = false;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        float highest = s[2 * half];
+        const auto bits = [&](int i) { return __float_as_int(row_score(s, half, i)); };
+        int highest = bits(0);
 #pragma unroll
-        for (int i = 0; i < Scores / 2; ++i) highest = fmaxf(highest, s[4 * (i / 2) + 2 * half + i % 2]);
+        for (int i = 1; i + 1 < Scores / 2; i += 2) highest = __vimax3_s32(highest, bits(i), bits(i + 1));
+        above = above || max(highest, bits(Scores / 2 - 1)) > state.limit[half];
+    }
+    return __any_sync(0xffffffffu, above);
+}
+/// Looks for new maxima; `shrink`: by how much what was accumulated so far must shrink.
+template <int Scores>
+__device__ __forceinline__ void raise_maxima(float (&s)[Scores], RowState& state, float scale_log2, float unscale,
+                                             float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float highest = row_score(s, half, 0);
+#pragma unroll
+        for (int i = 1; i < Scores / 2; ++i) highest = fmaxf(highest, row_score(s, half, i));
         highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 1));
-        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2));
-        const float old = state.maximum[half];
-        const bool raise = highest > old + slack;  // from -inf: whenever a key is seen
-        shrink[half] = raise ? exp2_fast((old - highest) * scale_log2) : 1.0f;
-        const float maximum = raise ? highest : old;
-        state.maximum[half] = maximum;
-        const float offset = maximum == -INFINITY ? 0.0f : -maximum * scale_log2;
+        highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, 2)) * scale_log2;
+        shrink[half] = 1.0f;
+        if (highest + state.offset[half] > slack_log2) {  // of a row that has seen none: whenever a key is seen
+            shrink[half] = exp2_fast(-state.offset[half] - highest);
+            state.keep(half, -highest, unscale);
+            state.sum[half] *= shrink[half];
+        }
+    }
+}
+/// Scores to unnormalised probabilities. Returns, the same in all lanes, whether a maximum may have risen: only then
+/// `shrink` is set.
+template <int Scores>
+__device__ __forceinline__ bool online_softmax(float (&s)[Scores], RowState& state, float scale_log2, float unscale,
+                                               float (&shrink)[2]) {
+    const bool raised = above_limits(s, state);
+    if (__builtin_expect(raised, 0)) raise_maxima(s, state, scale_log2, unscale, shrink);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float offset = state.offset[half];
         float sum = 0;
 #pragma unroll
         for (int i = 0; i < Scores / 2; ++i) {
-            float& score = s[4 * (i / 2) + 2 * half + i % 2];
+            float& score = row_score(s, half, i);
             score = exp2_fast(fmaf(score, scale_log2, offset));
             sum += score;
         }
-        state.sum[half] = fmaf(state.sum[half], shrink[half], sum);
+        state.sum[half] += sum;
     }
+    return raised;
 }
 
 template <int Pairs>
@@ -130,10 +178,8 @@ __device__ __forceinline__ void pack_probabilities(std::uint32_t (&p)[Pairs], co
 
 template <int Count>
 __device__ __forceinline__ void rescale(float (&o)[Count], const float (&shrink)[2]) {
-    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
-        for (int i = 0; i < Count; ++i) o[i] *= shrink[i / 2 % 2];
-    }
+    for (int i = 0; i < Count; ++i) o[i] *= shrink[i / 2 % 2];
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -119,7 +119,7 @@ struct ChoiceArgs {
     std::uint32_t* words;  // [lists, rows of the batch, word_count]
     int word_count;
     std::int32_t* counts;  // [lists, rows of the batch]
-    float* masses;  // [lists, rows of the batch, mass_stride], or null
+    float* masses;         // [lists, rows of the batch, mass_stride], or null
     std::int64_t mass_stride;
 };
 

@@ -28,7 +28,8 @@ struct MassCut {
 };
 constexpr MassCut take_all{0, 0x7fffffff};
 
-/// The masses of a row, searched by one warp.
+/// The masses of a row, searched by one warp. Loops unrolled `Unroll` times.
+template <int Unroll>
 struct RowMasses {
     const float* masses;  // shared
     int* few;             // shared, [32]
@@ -42,7 +43,7 @@ struct RowMasses {
     __device__ __forceinline__ Part from(int least) const {
         double sum = 0;
         int blocks = 0;
-#pragma unroll 1
+#pragma unroll Unroll
         for (int block = lane; block < count; block += 32) {
             const float mass = masses[block];
             if (__float_as_int(mass) >= least) {
@@ -55,7 +56,7 @@ struct RowMasses {
     /// The cut among at most 32 blocks with bits in [low, high), a lane each: every lane sums those before its own.
     __device__ __forceinline__ MassCut cut_few(int low, int high, double required) const {
         int found = 0;
-#pragma unroll 1
+#pragma unroll Unroll
         for (int base = 0; base < count; base += 32) {
             const int bits = base + lane < count ? __float_as_int(masses[base + lane]) : -1;
             const unsigned inside = __ballot_sync(every_lane, bits >= low && bits < high);
@@ -67,7 +68,7 @@ struct RowMasses {
         const float mass = lane < found ? masses[block] : -1.0f;
         double sum = static_cast<double>(mass);
         int before = 0;
-#pragma unroll 1
+#pragma unroll Unroll
         for (int other = 0; other < found; ++other) {
             const float theirs = __shfl_sync(every_lane, mass, other);
             if (theirs > mass || (theirs == mass && other < lane)) {  // lanes hold ascending blocks
@@ -96,34 +97,29 @@ struct RowMasses {
         }
         return count;
     }
-    /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`.
-    __device__ __forceinline__ MassCut cut(double required) const {
+    /// The smallest set of largest masses, ties lower block first, whose sum reaches `required`; `all` of those not
+    /// forced.
+    __device__ __forceinline__ MassCut cut(double required, const Part& all) const {
         if (required <= 0) return {};
+        if (!(all.sum >= required)) return take_all;  // they fall short, or one is NaN
         int least = 0x7fffffff, most = 0;
-#pragma unroll 1
+#pragma unroll Unroll
         for (int block = lane; block < count; block += 32) {
             const int bits = __float_as_int(masses[block]);
             least = bits >= 0 ? min(least, bits) : least;
             most = max(most, bits);
         }
         // The sum from `low` on reaches, that from `high` on does not.
-        int low = 0, high = __reduce_max_sync(every_lane, most) + 1, middle = __reduce_min_sync(every_lane, least);
-        Part at_low{}, at_high{};
-        bool reached = false;
+        int low = __reduce_min_sync(every_lane, least), high = __reduce_max_sync(every_lane, most) + 1;
+        Part at_low = all, at_high{};
 #pragma unroll 1
-        do {
+        while (at_low.blocks - at_high.blocks > 32 && high - low > 1) {
+            const int middle = low + (high - low) / 2;
             const Part part = from(middle);
-            if (part.sum >= required) {
-                low = middle;
-                at_low = part;
-                reached = true;
-            } else {
-                if (!reached) return take_all;  // they fall short, or one is NaN
-                high = middle;
-                at_high = part;
-            }
-            middle = low + (high - low) / 2;
-        } while (at_low.blocks - at_high.blocks > 32 && high - low > 1);
+            const bool reached = part.sum >= required;
+            (reached ? low : high) = middle;
+            (reached ? at_low : at_high) = part;
+        }
         const double rest = required - at_high.sum;
         if (at_low.blocks - at_high.blocks <= 32) return cut_few(low, high, rest);
         // Only ties are left between them. Multiples of a float are exact here.
@@ -143,7 +139,8 @@ __device__ __forceinline__ void row_factors(const float2* tops, int count, int t
 #pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) top = fmaxf(top, tops[t * strided_tile + r].x);
 #pragma unroll 1
-    for (int distance = lanes / 2; distance > 0; distance /= 2) top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));
+    for (int distance = lanes / 2; distance > 0; distance /= 2)
+        top = fmaxf(top, __shfl_xor_sync(every_lane, top, distance));
     float total = 0;
 #pragma unroll 4
     for (int t = sub; t < tiles; t += lanes) {
@@ -178,6 +175,8 @@ template <int PerBlock>
 __global__ void __launch_bounds__(32 * most_warps)
     choose_blocks(const __grid_constant__ ChoiceArgs args, int warp_floats) {
     extern __shared__ float shared[];
+    constexpr int unroll = PerBlock < 8 ? 4 : 1;  // more is slower from 8 on: registers, and instructions to fetch
+    constexpr int unroll_masses = PerBlock < 8 ? 2 : 1;
     const XAttentionShape& shape = args.shape;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int member = blockIdx.y, in_part = blockIdx.x * (blockDim.x / 32) + warp;
@@ -214,9 +213,10 @@ __global__ void __launch_bounds__(32 * most_warps)
     float* factors = masses + args.word_count * 32;  // [count, tiles]
     row_factors(args.tops + number * strided_tile + in_tile, count, tiles, PerBlock, shape.scale_log2, factors, lane);
     __syncwarp();
-    double all = 0, held = 0;
+    double rest = 0, held = 0;
+    int rest_blocks = 0;
     const bool sink = shape.keep_sink, recent = shape.keep_recent;
-#pragma unroll 2
+#pragma unroll unroll_masses
     for (int block = lane; block < span.end; block += 32) {
         const int t = block >> tile_shift;
         const float* sums =
@@ -225,16 +225,18 @@ __global__ void __launch_bounds__(32 * most_warps)
         const bool forced = (sink && block == 0) || (recent && block >= span.own_begin && block < span.own_end);
         masses[block] = forced ? -1.0f : mass;
         if (args.masses != nullptr) args.masses[list_row * args.mass_stride + block] = mass;
-        all += static_cast<double>(mass);
-        if (forced) held += static_cast<double>(mass);
+        (forced ? held : rest) += static_cast<double>(mass);
+        rest_blocks += forced ? 0 : 1;
     }
     __syncwarp();
-    const double required = args.table.threshold[member] * warp_sum(all) - warp_sum(held);
-    const RowMasses row_masses{masses, reinterpret_cast<int*>(factors), span.end,
-                               lane};  // factors have done their part
-    const MassCut cut = row_masses.cut(required);
+    const RowMasses<unroll> row_masses{masses, reinterpret_cast<int*>(factors), span.end,
+                                       lane};  // factors have done their part
+    rest = warp_sum(rest);
+    held = warp_sum(held);
+    const MassCut cut = row_masses.cut(args.table.threshold[member] * (rest + held) - held,
+                                       {rest, static_cast<int>(__reduce_add_sync(every_lane, rest_blocks))});
     int taken_blocks = 0;
-#pragma unroll 1
+#pragma unroll unroll
     for (int w = 0; w < args.word_count; ++w) {
         const int block = w * 32 + lane;
         const float mass = block < span.end ? masses[block] : 0.0f;

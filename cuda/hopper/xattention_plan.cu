@@ -8,8 +8,8 @@ namespace {
 
 constexpr int plan_threads = 1024;
 
-__global__ void __launch_bounds__(plan_threads) make_plan(const __grid_constant__ XAttentionShape shape,
-                                                          const __grid_constant__ XAttentionPlan plan) {
+__global__ void __launch_bounds__(plan_threads)
+    make_plan(const __grid_constant__ XAttentionShape shape, const __grid_constant__ XAttentionPlan plan) {
     __shared__ int warp_sum[plan_threads / 32];
     dependents_may_launch();
     wait_for_previous_kernel();

@@ -267,24 +267,41 @@ __device__ __forceinline__ void finish_tile(const ScoreArgs& args, const ScoreTi
     }
 }
 
+/// The strided columns of the tile that some row of the warpgroup's 64 sees.
+__device__ __forceinline__ int columns_seen(const ScoreArgs& args, const ScoreTile& tile, int warpgroup) {
+    const int rows = (tile.queries + args.shape.stride - 1) / args.shape.stride;
+    const int last = min(tile.first_row + warpgroup * 64 + 64, rows) - 1;
+    return column_end(args.shape, last, tile.queries, tile.keys) - tile.first_column;
+}
+
 /// The tiles from `index` to `end` (all whole, or all half ones: half the accumulators); returns the next index.
 template <class Shape, int Scores>
 __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage,
                                              Ring<Shape::stages>& ring, int index, int end, int warpgroup, int warp,
                                              int lane) {
+    constexpr int fewer = Scores == Shape::scores ? 3 * Scores / 4 : Scores / 2;
     const int steps = args.shape.stride * args.panels;
     float acc[Scores];
+    auto& part = reinterpret_cast<float(&)[fewer]>(acc);
     for (; index < end; index += gridDim.x) {
         const ScoreTile tile = find_score_tile(args, list, index);
+        // Upper rows on the diagonal need fewer columns; those left out are hidden below.
+        const bool wide = columns_seen(args, tile, warpgroup) > 2 * fewer;
         int before = 0;
         for (int step = 0; step < steps; ++step) {
             barrier_wait(&storage.full[ring.stage], ring.phase);
             const std::uint64_t query = operand(storage.query[ring.stage] + warpgroup * 64 * swizzle_row);
             const std::uint64_t key = operand(storage.key[ring.stage]);
             product_fence();
+            if (wide) {
 #pragma unroll
-            for (int k = 0; k < 4; ++k) product(acc, advance(query, k * 32), advance(key, k * 32), step + k > 0);
-            product_commit();
+                for (int k = 0; k < 4; ++k) product(acc, advance(query, k * 32), advance(key, k * 32), step + k > 0);
+                product_commit();  // in both branches: behind them it would be an empty product of its own
+            } else {
+#pragma unroll
+                for (int k = 0; k < 4; ++k) product(part, advance(query, k * 32), advance(key, k * 32), step + k > 0);
+                product_commit();
+            }
             product_wait<1>();
             if (step > 0 && lane == 0) barrier_arrive(&storage.empty[before]);
             before = ring.stage;
@@ -300,11 +317,12 @@ __device__ __forceinline__ int compute_tiles(const ScoreArgs& args, const TileLi
 }
 
 template <class Shape>
-__device__ __forceinline__ void compute_scores(const ScoreArgs& args, const TileList& list, ScoreStorage<Shape>& storage, int all,
-                                               int warpgroup, int warp, int lane) {
+__device__ __forceinline__ void compute_scores(const ScoreArgs& args, const TileList& list,
+                                               ScoreStorage<Shape>& storage, int all, int warpgroup, int warp,
+                                               int lane) {
     Ring<Shape::stages> ring;
-    const int next = compute_tiles<Shape, Shape::scores>(args, list, storage, ring, blockIdx.x, args.heads * args.wholes,
-                                                         warpgroup, warp, lane);
+    const int next = compute_tiles<Shape, Shape::scores>(args, list, storage, ring, blockIdx.x,
+                                                         args.heads * args.wholes, warpgroup, warp, lane);
     compute_tiles<Shape, Shape::scores / 2>(args, list, storage, ring, next, all, warpgroup, warp, lane);
 }
 
@@ -318,7 +336,8 @@ __device__ __forceinline__ TileList find_list(const ScoreArgs& args, ScoreStorag
         plan.places = storage.places;
         build_plan<Shape::threads>(args.shape, plan, storage.warp_sum);
         __syncthreads();
-        for (int i = threadIdx.x; blockIdx.x == 0 && i < max(plan.row_tile_count, plan.sequences + 1); i += Shape::threads) {
+        for (int i = threadIdx.x; blockIdx.x == 0 && i < max(plan.row_tile_count, plan.sequences + 1);
+             i += Shape::threads) {
             if (i < plan.row_tile_count) args.plan.row_tiles[i] = plan.row_tiles[i];
             if (i <= plan.sequences) args.plan.row_tile_begin[i] = plan.row_tile_begin[i];
         }

@@ -91,7 +91,7 @@ void Report::device() {
                   .add("driver", driver)
                   .add("runtime", runtime)
                   .text());
-    std::printf("%-8s %12s %5s %3s %3s %-6s %-9s %7s %-6s %5s %9s %7s %5s %s\n", "pass", "n", "Hq/kv", "d", "blk",
+    std::printf("%-11s %9s %5s %3s %3s %-6s %-9s %7s %-6s %5s %9s %7s %5s %s\n", "pass", "n", "Hq/kv", "d", "blk",
                 "mask", "lists", "density", "kernel", "order", "ms", "TFLOP/s", "eff", "goal");
 }
 

@@ -53,7 +53,8 @@ void select_row(const Options& options, Report& report, const Shape& shape, cons
 /// `aware`: FlexPrefill's heads all look at block means, the dearer of its two patterns; else none does.
 void profile_row(const Options& options, Report& report, const Shape& shape, const char* method, int block, bool aware,
                  const std::function<void()>& dense) {
-    ProfileCase profile{"bench", {shape.length}, {shape.length}, shape.query_heads, shape.key_heads, shape.head_dim, block};
+    ProfileCase profile{"bench",         {shape.length}, {shape.length}, shape.query_heads,
+                        shape.key_heads, shape.head_dim, block};
     profile.gamma = 0.9;
     profile.tau = aware ? 1 : 0;
     profile.least = 512;
@@ -67,10 +68,8 @@ void profile_row(const Options& options, Report& report, const Shape& shape, con
     const Kernel kernel = flex ? flexprefill_kernel(problem.flex, &why) : minference_kernel(problem.minference, &why);
     row.kernel = name(kernel);
     if (kernel == Kernel::none) return report.not_served(row, why);
-    const std::vector<double> ms = time_in_turns(options, {dense, [&] {
-                                                               require(flex ? flexprefill(problem.flex)
-                                                                            : minference(problem.minference));
-                                                           }});
+    const std::vector<double> ms = time_in_turns(
+        options, {dense, [&] { require(flex ? flexprefill(problem.flex) : minference(problem.minference)); }});
     const double rows = problem.host.rows();
     const double kept = static_cast<double>(problem.offsets.host()[problem.heads.size() * problem.host.rows()]);
     row.density = kept / (shape.query_heads * rows * (rows + 1) / 2);

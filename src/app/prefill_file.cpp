@@ -29,8 +29,8 @@ StoredLayout stored(const PrefillExec& exec, const BlockLayout<PrefillMem>& layo
     StoredLayout result;
     result.block = layout.grid.block;
     result.causal = layout.causal;
-    result.head_list = to_host(exec, layout.head_list);
-    for (const Window& window : to_host(exec, layout.windows)) {
+    result.head_list = layout.host_head_list;
+    for (const Window& window : layout.host_windows) {
         result.windows.push_back({window.sink, window.local, window.dense_tail});
     }
     result.offsets = lists.offsets;

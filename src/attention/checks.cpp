@@ -19,6 +19,11 @@ void expect(std::string_view argument, std::string_view member, std::int64_t was
     if (was != must) require(false, concat(argument, ".", member), was, concat(must, ", ", what));
 }
 
+void expect_room(std::string_view argument, std::string_view member, std::int64_t was, std::int64_t least,
+                 std::string_view what) {
+    if (was < least) require(false, concat(argument, ".", member), was, concat("at least ", least, ", ", what));
+}
+
 }  // namespace
 
 void check_extent(std::string_view argument, std::int64_t was, std::int64_t must, std::string_view what) {
@@ -64,23 +69,24 @@ void check_layout(std::string_view name, const BlockLayout<Mem>& layout, const S
            "the query blocks of the sequences");
     expect(name, "grid.key_blocks", grid.key_blocks, count_blocks(sequences.key_offsets(), grid.block),
            "the key blocks of the sequences");
-    expect(name, "grid.row_begin.extent(0)", grid.row_begin.extent(0), sequences.count() + 1,
-           "the number of sequences + 1");
-    expect(name, "grid.key_block_begin.extent(0)", grid.key_block_begin.extent(0), sequences.count() + 1,
-           "the number of sequences + 1");
-    expect(name, "grid.row_sequence.extent(0)", grid.row_sequence.extent(0), grid.rows, "the number of query blocks");
-    expect(name, "grid.key_block_sequence.extent(0)", grid.key_block_sequence.extent(0), grid.key_blocks,
-           "the number of key blocks");
+    expect_room(name, "grid.row_begin.extent(0)", grid.row_begin.extent(0), sequences.count() + 1,
+                "the number of sequences + 1");
+    expect_room(name, "grid.key_block_begin.extent(0)", grid.key_block_begin.extent(0), sequences.count() + 1,
+                "the number of sequences + 1");
+    expect_room(name, "grid.row_sequence.extent(0)", grid.row_sequence.extent(0), grid.rows,
+                "the number of query blocks");
+    expect_room(name, "grid.key_block_sequence.extent(0)", grid.key_block_sequence.extent(0), grid.key_blocks,
+                "the number of key blocks");
     if (layout.lists < 1 || layout.lists > layout.heads) {
         require(false, concat(name, ".lists"), layout.lists,
                 concat("1..", layout.heads, ", at most one for each head"));
     }
     const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * grid.rows;
-    expect(name, "head_list.extent(0)", layout.head_list.extent(0), shape.heads, "the number of query heads");
-    expect(name, "windows.extent(0)", layout.windows.extent(0), shape.heads, "the number of query heads");
-    expect(name, "offsets.extent(0)", layout.offsets.extent(0), list_rows + 1, "lists * rows + 1");
+    expect_room(name, "head_list.extent(0)", layout.head_list.extent(0), shape.heads, "the number of query heads");
+    expect_room(name, "windows.extent(0)", layout.windows.extent(0), shape.heads, "the number of query heads");
+    expect_room(name, "offsets.extent(0)", layout.offsets.extent(0), list_rows + 1, "lists * rows + 1");
     if (layout.has_single_keys()) {
-        expect(name, "key_offsets.extent(0)", layout.key_offsets.extent(0), list_rows + 1, "lists * rows + 1");
+        expect_room(name, "key_offsets.extent(0)", layout.key_offsets.extent(0), list_rows + 1, "lists * rows + 1");
     }
 }
 
@@ -89,19 +95,15 @@ void check_transposed(std::string_view name, const LayoutPair<Mem>& pair, const 
     const BlockLayout<Mem>& layout = pair.layout;
     const TransposedLayout<Mem>& transposed = pair.transposed;
     const std::int64_t lists = layout.lists;
-    expect(name, "offsets.extent(0)", transposed.offsets.extent(0), lists * layout.grid.key_blocks + 1,
-           "lists * key blocks + 1");
-    if (transposed.rows.extent(0) < layout.columns.extent(0)) {
-        require(false, concat(name, ".rows.extent(0)"), transposed.rows.extent(0),
-                concat("at least ", layout.columns.extent(0), ", that of the layout's columns"));
-    }
-    if (transposed.key_rows.extent(0) < layout.keys.extent(0)) {
-        require(false, concat(name, ".key_rows.extent(0)"), transposed.key_rows.extent(0),
-                concat("at least ", layout.keys.extent(0), ", that of the layout's single keys"));
-    }
+    expect_room(name, "offsets.extent(0)", transposed.offsets.extent(0), lists * layout.grid.key_blocks + 1,
+                "lists * key blocks + 1");
+    expect_room(name, "rows.extent(0)", transposed.rows.extent(0), layout.columns.extent(0),
+                "that of the layout's columns");
     if (layout.has_single_keys()) {
-        expect(name, "key_offsets.extent(0)", transposed.key_offsets.extent(0), lists * sequences.keys() + 1,
-               "lists * keys + 1");
+        expect_room(name, "key_offsets.extent(0)", transposed.key_offsets.extent(0), lists * sequences.keys() + 1,
+                    "lists * keys + 1");
+        expect_room(name, "key_rows.extent(0)", transposed.key_rows.extent(0), layout.keys.extent(0),
+                    "that of the layout's single keys");
     }
 }
 

@@ -31,7 +31,7 @@ cuda::Layout layout_of(const BlockLayout<CudaMem>& layout) {
     result.rows = layout.grid.rows;
     result.key_blocks = layout.grid.key_blocks;
     result.lists = layout.lists;
-    result.shared_heads = layout.lists == 1 ? layout.heads : 1;
+    result.shared_heads = heads_sharing(layout);
     result.row_begin = layout.grid.row_begin.data();
     result.row_sequence = layout.grid.row_sequence.data();
     result.key_block_begin = layout.grid.key_block_begin.data();
@@ -131,67 +131,64 @@ cuda::GatedBackwardParams params_of(const GatedBackwardArguments<bf16, CudaMem>&
     return params;
 }
 
-// Gives the call its stream and, from `frame`, its workspace at the alignment that the door asks for.
-void provide(cuda::Problem& problem, const Kokkos::Cuda& exec, std::size_t bytes, Workspace<CudaMem>::Frame& frame) {
-    constexpr std::size_t alignment = 256;
-    std::byte* memory = frame.take<std::byte>(bytes + alignment).data();
-    const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % alignment;
-    problem.workspace = memory + (past == 0 ? 0 : alignment - past);
-    problem.workspace_bytes = bytes;
-    problem.stream = exec.cuda_stream();
+// A pass at the door of the kernels.
+template <class Params>
+struct Door {
+    const char* name;
+    cuda::Kernel (*kernel)(const Params&, const char**);
+    std::size_t (*workspace)(const Params&);
+    cuda::Status (*run)(const Params&);
+};
+constexpr Door<cuda::ForwardParams> door_of(const cuda::ForwardParams&) {
+    return {"attention_forward", cuda::forward_kernel, cuda::forward_workspace, cuda::forward};
+}
+constexpr Door<cuda::BackwardParams> door_of(const cuda::BackwardParams&) {
+    return {"attention_backward", cuda::backward_kernel, cuda::backward_workspace, cuda::backward};
+}
+constexpr Door<cuda::GatedForwardParams> door_of(const cuda::GatedForwardParams&) {
+    return {"gated_attention_forward", cuda::gated_forward_kernel, cuda::gated_forward_workspace, cuda::gated_forward};
+}
+constexpr Door<cuda::GatedBackwardParams> door_of(const cuda::GatedBackwardParams&) {
+    return {"gated_attention_backward", cuda::gated_backward_kernel, cuda::gated_backward_workspace,
+            cuda::gated_backward};
 }
 
-void check(const char* call, const cuda::Status& status) {
+template <class Arguments>
+const char* gap_of(const Arguments& arguments) {
+    const auto params = params_of(arguments);
+    const char* why = "";
+    return door_of(params).kernel(params, &why) == cuda::Kernel::none ? why : "";
+}
+
+template <class Arguments>
+void run(const Kokkos::Cuda& exec, const Arguments& arguments, Workspace<CudaMem>& workspace) {
+    constexpr std::size_t alignment = 256;  // what the door asks for
+    auto params = params_of(arguments);
+    const auto door = door_of(params);
+    Workspace<CudaMem>::Frame frame(workspace);
+    params.workspace_bytes = door.workspace(params);
+    std::byte* memory = frame.take<std::byte>(params.workspace_bytes + alignment).data();
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(memory) % alignment;
+    params.workspace = memory + (past == 0 ? 0 : alignment - past);
+    params.stream = exec.cuda_stream();
+    const cuda::Status status = door.run(params);
     if (status.ok()) return;
-    throw Error(concat(call, " on CUDA failed at ", status.where, ": ", cudaGetErrorString(status.error)));
+    throw Error(concat(door.name, " on CUDA failed at ", status.where, ": ", cudaGetErrorString(status.error)));
 }
 
 }  // namespace
 
-const char* cuda_gap(const ForwardArguments<bf16, CudaMem>& arguments) {
-    const char* why = "";
-    return cuda::forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
-}
-const char* cuda_gap(const BackwardArguments<bf16, CudaMem>& arguments) {
-    const char* why = "";
-    return cuda::backward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
-}
-const char* cuda_gap(const GatedForwardArguments<bf16, CudaMem>& arguments) {
-    const char* why = "";
-    return cuda::gated_forward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
-}
-const char* cuda_gap(const GatedBackwardArguments<bf16, CudaMem>& arguments) {
-    const char* why = "";
-    return cuda::gated_backward_kernel(params_of(arguments), &why) == cuda::Kernel::none ? why : "";
-}
-
-void cuda_attention(const Kokkos::Cuda& exec, const ForwardArguments<bf16, CudaMem>& arguments,
-                    Workspace<CudaMem>& workspace) {
-    Workspace<CudaMem>::Frame frame(workspace);
-    cuda::ForwardParams params = params_of(arguments);
-    provide(params, exec, cuda::forward_workspace(params), frame);
-    check("attention_forward", cuda::forward(params));
-}
-void cuda_attention(const Kokkos::Cuda& exec, const BackwardArguments<bf16, CudaMem>& arguments,
-                    Workspace<CudaMem>& workspace) {
-    Workspace<CudaMem>::Frame frame(workspace);
-    cuda::BackwardParams params = params_of(arguments);
-    provide(params, exec, cuda::backward_workspace(params), frame);
-    check("attention_backward", cuda::backward(params));
-}
-void cuda_attention(const Kokkos::Cuda& exec, const GatedForwardArguments<bf16, CudaMem>& arguments,
-                    Workspace<CudaMem>& workspace) {
-    Workspace<CudaMem>::Frame frame(workspace);
-    cuda::GatedForwardParams params = params_of(arguments);
-    provide(params, exec, cuda::gated_forward_workspace(params), frame);
-    check("gated_attention_forward", cuda::gated_forward(params));
-}
-void cuda_attention(const Kokkos::Cuda& exec, const GatedBackwardArguments<bf16, CudaMem>& arguments,
-                    Workspace<CudaMem>& workspace) {
-    Workspace<CudaMem>::Frame frame(workspace);
-    cuda::GatedBackwardParams params = params_of(arguments);
-    provide(params, exec, cuda::gated_backward_workspace(params), frame);
-    check("gated_attention_backward", cuda::gated_backward(params));
-}
+#define SPARSEATTN_PASS(ARGUMENTS)                                                           \
+    const char* cuda_gap(const ARGUMENTS<bf16, CudaMem>& arguments) {                        \
+        return gap_of(arguments);                                                            \
+    }                                                                                        \
+    void cuda_attention(const Kokkos::Cuda& exec, const ARGUMENTS<bf16, CudaMem>& arguments, \
+                        Workspace<CudaMem>& workspace) {                                     \
+        run(exec, arguments, workspace);                                                     \
+    }
+SPARSEATTN_PASS(ForwardArguments)
+SPARSEATTN_PASS(BackwardArguments)
+SPARSEATTN_PASS(GatedForwardArguments)
+SPARSEATTN_PASS(GatedBackwardArguments)
 
 }  // namespace sparseattn::detail

@@ -9,7 +9,9 @@ void launch_queries(const Exec& exec, const BackwardProblem<T, typename Exec::me
         using Kernel = QueryKernel<T, typename Exec::memory_space, d()>;
         Kernel kernel{problem};
         kernel.problem.shape = {Kernel::Tile::side, Kernel::Tile::side};
-        launch<d() == 256 ? 1 : 3>("SparseAttn::generic_backward_queries", exec, query_teams(kernel.problem), kernel);
+        launch<d() <= 64    ? 3
+               : d() <= 128 ? 2
+                            : 1>("SparseAttn::generic_backward_queries", exec, query_teams(kernel.problem), kernel);
     });
 }
 

@@ -66,7 +66,7 @@ void launch_delta(const Exec& exec, const BackwardProblem<T, typename Exec::memo
     } else {
         const auto teams = static_cast<int>((kernel.items + Kernel::team - 1) / Kernel::team);
         Kokkos::parallel_for("SparseAttn::generic_delta",
-                             Kokkos::TeamPolicy<Exec>(exec, teams, Kernel::team, Kernel::lanes),
+                             device::light(Kokkos::TeamPolicy<Exec>(exec, teams, Kernel::team, Kernel::lanes)),
                              DeltaRows<Exec, T>{kernel});
     }
 }
@@ -336,7 +336,7 @@ void launch_backward(const Exec& exec, BackwardProblem<T, typename Exec::memory_
     }
     if (problem.gated()) {
         Kokkos::parallel_for("SparseAttn::generic_gate_gradient",
-                             Kokkos::TeamPolicy<Exec>(exec, problem.heads, on_cpu<Exec> ? 1 : 128),
+                             device::light(Kokkos::TeamPolicy<Exec>(exec, problem.heads, on_cpu<Exec> ? 1 : 128)),
                              GateKernel<Exec, T>{problem, queries, dgate});
     }
 }

@@ -20,8 +20,8 @@ void cut(const Exec& exec, const std::string& label,
          Array1<std::int32_t, typename Exec::memory_space>& owner) {
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int32_t>>;
     const auto sequences = static_cast<std::int32_t>(offsets.extent(0)) - 1;
-    detail::make_size(exec, label + "_begin", sequences + 1, begin);
-    detail::make_size(exec, label + "_sequence", blocks, owner);
+    detail::make_room(exec, label + "_begin", sequences + 1, begin);
+    detail::make_room(exec, label + "_sequence", blocks, owner);
     const auto first = begin;
     const auto sequence = owner;
     Kokkos::parallel_scan(
@@ -48,12 +48,10 @@ void make_block_grid(const Exec& exec, const Sequences<typename Exec::memory_spa
                      BlockGrid<typename Exec::memory_space>& grid) {
     require(block == 64 || block == 128, "block", block, "64 or 128");
     const auto query_offsets = sequences.device_query_offsets(), key_offsets = sequences.device_key_offsets();
-    // The arrays of a Sequences object never change, and the grid keeps them alive.
-    if (grid.block == block && grid.query_offsets.data() == query_offsets.data() &&
-        grid.key_offsets.data() == key_offsets.data()) {
-        return;
-    }
+    if (grid.block == block && grid.sequences_id == sequences.id()) return;
     grid.block = block;
+    grid.sequences = sequences.count();
+    grid.sequences_id = sequences.id();
     grid.rows = count_blocks(sequences.query_offsets(), block);
     grid.key_blocks = count_blocks(sequences.key_offsets(), block);
     grid.query_offsets = query_offsets;

@@ -1,11 +1,12 @@
 #include "sparseattn/layout/builders.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
-#include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/layout/detail/heads.hpp"
 
 namespace sparseattn {
 namespace {
@@ -69,17 +70,51 @@ RowRule row_rule(const HeadMode& mode, int block) {
     return rule;
 }
 
-// What all lists hold, counted on the host so that nothing waits for a device's count.
+// What a list holds, counted on the host so that nothing waits for a device's count.
 template <class Mem>
-std::int64_t count_entries(const std::vector<RowRule>& rules, const Sequences<Mem>& sequences, int block, bool causal) {
+std::int64_t count_entries(const RowRule& rule, const Sequences<Mem>& sequences, int block, bool causal) {
     std::int64_t entries = 0;
-    for (const RowRule& rule : rules) {
-        for (int s = 0; s < sequences.count(); ++s) {
-            const int queries = sequences.query_length(s), keys = sequences.key_length(s);
-            for (int row = 0; row * block < queries; ++row) entries += rule(row, block, queries, keys, causal).count();
-        }
+    for (int s = 0; s < sequences.count(); ++s) {
+        const int queries = sequences.query_length(s), keys = sequences.key_length(s);
+        for (int row = 0; row * block < queries; ++row) entries += rule(row, block, queries, keys, causal).count();
     }
     return entries;
+}
+
+// The rows of one list.
+template <class Mem>
+struct ListRows {
+    RowRule rule;
+    std::int32_t block;
+    bool causal;
+    Array1<const std::int32_t, Mem> row_begin, row_sequence, query_offsets, key_offsets;
+
+    KOKKOS_INLINE_FUNCTION RowBlocks operator()(std::int32_t row) const {
+        const std::int32_t s = row_sequence(row);
+        return rule(row - row_begin(s), block, query_offsets(s + 1) - query_offsets(s),
+                    key_offsets(s + 1) - key_offsets(s), causal);
+    }
+};
+
+// Writes one list, whose entries begin at `first`, and the offsets of its rows and of what follows.
+template <class Exec>
+void write_list(const Exec& exec, const ListRows<typename Exec::memory_space>& visits, std::int32_t rows,
+                std::int64_t first, const Span1<std::int64_t, typename Exec::memory_space>& offsets,
+                const Array1<std::int32_t, typename Exec::memory_space>& columns) {
+    using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int32_t>>;
+    Kokkos::parallel_scan(
+        "SparseAttn::build_layout.count", Policy(exec, 0, rows + 1),
+        KOKKOS_LAMBDA(std::int32_t row, std::int64_t & sum, bool last) {
+            if (last) offsets(row) = first + sum;
+            if (row < rows) sum += visits(row).count();
+        });
+    Kokkos::parallel_for(
+        "SparseAttn::build_layout.fill", Policy(exec, 0, rows), KOKKOS_LAMBDA(std::int32_t row) {
+            const RowBlocks blocks = visits(row);
+            std::int64_t at = offsets(row);
+            for (std::int32_t j = 0; j < blocks.sink_end; ++j) columns(at++) = j;
+            for (std::int32_t j = blocks.local_begin; j < blocks.end; ++j) columns(at++) = j;
+        });
 }
 
 // A row is the unit of block granularity, so only a token window can end its dense tail inside a row.
@@ -94,62 +129,43 @@ template <class Exec>
 void build_layout(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block, bool causal,
                   const std::vector<HeadMode>& modes, BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
-    using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
     const Region region("SparseAttn::build_layout");
     check(modes);
 
     std::vector<HeadMode> distinct;
     std::vector<std::int32_t> head_list;
     std::vector<Window> windows;
-    std::vector<RowRule> rules;
     for (const HeadMode& mode : modes) {
         const auto found = std::find(distinct.begin(), distinct.end(), mode);
         head_list.push_back(static_cast<std::int32_t>(found - distinct.begin()));
         windows.push_back(head_window(mode));
-        if (found == distinct.end()) {
-            distinct.push_back(mode);
-            rules.push_back(row_rule(mode, block));
-        }
+        if (found == distinct.end()) distinct.push_back(mode);
     }
-
     make_block_grid(exec, sequences, block, layout.grid);
     layout.causal = causal;
-    layout.heads = static_cast<int>(modes.size());
-    layout.lists = static_cast<int>(distinct.size());
-    detail::put_values(exec, "SparseAttn::layout.head_list", head_list, layout.head_list);
-    detail::put_values(exec, "SparseAttn::layout.windows", windows, layout.windows);
-    layout.key_offsets = {};
-    layout.keys = {};
+    layout.single_keys = false;
+    detail::set_heads(exec, std::move(head_list), std::move(windows), layout);
 
-    const std::int64_t list_rows = static_cast<std::int64_t>(layout.lists) * layout.grid.rows;
-    detail::make_size(exec, "SparseAttn::layout.offsets", list_rows + 1, layout.offsets);
-    detail::make_room(exec, "SparseAttn::layout.columns", count_entries(rules, sequences, block, causal),
-                      layout.columns);
-    Array1<RowRule, Mem> list_rules;
-    detail::put_values(exec, "SparseAttn::list_rules", rules, list_rules);
-    const auto grid = layout.grid;
-    const auto offsets = layout.offsets;
-    const auto columns = layout.columns;
-    const auto row_blocks = KOKKOS_LAMBDA(std::int64_t list_row) {
-        const std::int32_t row = static_cast<std::int32_t>(list_row % grid.rows);
-        const std::int32_t s = grid.row_sequence(row);
-        return list_rules(list_row / grid.rows)(row - grid.row_begin(s), grid.block,
-                                                grid.query_offsets(s + 1) - grid.query_offsets(s),
-                                                grid.key_offsets(s + 1) - grid.key_offsets(s), causal);
-    };
-    Kokkos::parallel_scan(
-        "SparseAttn::build_layout.count", Policy(exec, 0, list_rows + 1),
-        KOKKOS_LAMBDA(std::int64_t list_row, std::int64_t & sum, bool last) {
-            if (last) offsets(list_row) = sum;
-            if (list_row < list_rows) sum += row_blocks(list_row).count();
-        });
-    Kokkos::parallel_for(
-        "SparseAttn::build_layout.fill", Policy(exec, 0, list_rows), KOKKOS_LAMBDA(std::int64_t list_row) {
-            const RowBlocks blocks = row_blocks(list_row);
-            std::int64_t at = offsets(list_row);
-            for (std::int32_t j = 0; j < blocks.sink_end; ++j) columns(at++) = j;
-            for (std::int32_t j = blocks.local_begin; j < blocks.end; ++j) columns(at++) = j;
-        });
+    std::vector<std::int64_t> first{0};  // entry of each list
+    for (const HeadMode& mode : distinct) {
+        first.push_back(first.back() + count_entries(row_rule(mode, block), sequences, block, causal));
+    }
+    const BlockGrid<Mem>& grid = layout.grid;
+    const std::size_t rows = static_cast<std::size_t>(grid.rows);
+    detail::make_room(exec, "SparseAttn::layout.offsets", static_cast<std::int64_t>(distinct.size() * rows) + 1,
+                      layout.offsets);
+    detail::make_room(exec, "SparseAttn::layout.columns", first.back(), layout.columns);
+    for (std::size_t list = 0; list < distinct.size(); ++list) {
+        const ListRows<Mem> visits{row_rule(distinct[list], block),
+                                   block,
+                                   causal,
+                                   grid.row_begin,
+                                   grid.row_sequence,
+                                   grid.query_offsets,
+                                   grid.key_offsets};
+        write_list(exec, visits, grid.rows, first[list],
+                   Span1<std::int64_t, Mem>(layout.offsets.data() + list * rows, rows + 1), layout.columns);
+    }
 }
 
 template <class Exec>

@@ -122,8 +122,7 @@ std::vector<DensityMap> density_maps(const Exec& exec, const Sequences<typename 
     }
     std::int64_t cell = std::max(1, layout.grid.block / 16);
     while (cell * most_cells < std::max(sequences.queries(), sequences.keys())) cell *= 2;
-    const Lists host{copy_lists(exec, layout), detail::to_host(exec, layout.head_list),
-                     detail::to_host(exec, layout.windows)};
+    const Lists host{copy_lists(exec, layout), layout.host_head_list, layout.host_windows};
     std::vector<DensityMap> maps;
     for (const int head : heads) maps.push_back(make_map(sequences, layout, host, head, static_cast<int>(cell)));
     return maps;

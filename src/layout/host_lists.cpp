@@ -1,11 +1,12 @@
 // Layouts seen from the host: copies, building by hand, validation and statistics. None of it is on a hot path.
 #include <algorithm>
+#include <numeric>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/block_layout.hpp"
-#include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/layout/detail/heads.hpp"
 
 namespace sparseattn {
 namespace {
@@ -76,11 +77,11 @@ void check_row(const HostRow& row, int block) {
 }
 
 template <class Mem>
-void check_lists(const Sequences<Mem>& sequences, const BlockLayout<Mem>& layout, const HostLists& host,
-                 const std::vector<std::int32_t>& head_list) {
+void check_lists(const Sequences<Mem>& sequences, const BlockLayout<Mem>& layout, const HostLists& host) {
+    const std::vector<std::int32_t>& head_list = layout.host_head_list;
     const std::size_t rows = static_cast<std::size_t>(layout.lists) * layout.grid.rows;
     require(layout.heads >= 1, "layout.heads", layout.heads, "at least 1");
-    require(layout.windows.extent(0) == head_list.size(), "layout.windows.size()", layout.windows.extent(0),
+    require(layout.host_windows.size() == head_list.size(), "layout.windows.size()", layout.host_windows.size(),
             concat("layout.heads = ", layout.heads));
     for (std::size_t h = 0; h < head_list.size(); ++h) {
         require(head_list[h] >= 0 && head_list[h] < layout.lists, concat("layout.head_list[", h, "]"), head_list[h],
@@ -112,18 +113,32 @@ std::int64_t kept_pairs(const HostRow& row, const TokenRule& rule, int block) {
 
 }  // namespace
 
+template <class Mem>
+int heads_sharing(const BlockLayout<Mem>& layout) {
+    const std::vector<std::int32_t>& lists = layout.host_head_list;
+    int heads = static_cast<int>(lists.size());
+    for (std::size_t h = 1; h < lists.size(); ++h) {
+        if (lists[h] != lists[h - 1]) heads = std::gcd(heads, static_cast<int>(h));
+    }
+    return heads;
+}
+
 template <class Exec>
 HostLists copy_lists(const Exec& exec, const BlockLayout<typename Exec::memory_space>& layout) {
     HostLists lists;
-    const auto entries = [&](const auto& offsets, const auto& all) {  // those that the offsets speak of
-        const std::int64_t room = all.extent(0), used = offsets.empty() ? 0 : offsets.back();
+    const auto first = [&](const auto& all, std::int64_t count) {
+        const std::int64_t room = all.extent(0);
         return detail::to_host(exec, Kokkos::subview(all, std::pair<std::int64_t, std::int64_t>(
-                                                              0, used < 0 || used > room ? room : used)));
+                                                              0, count < 0 || count > room ? room : count)));
     };
-    lists.offsets = detail::to_host(exec, layout.offsets);
+    const auto entries = [&](const auto& offsets, const auto& all) {  // those that the offsets speak of
+        return first(all, offsets.empty() ? 0 : offsets.back());
+    };
+    const std::int64_t ends = static_cast<std::int64_t>(layout.lists) * layout.grid.rows + 1;
+    lists.offsets = first(layout.offsets, ends);
     lists.columns = entries(lists.offsets, layout.columns);
     if (!layout.has_single_keys()) return lists;
-    lists.key_offsets = detail::to_host(exec, layout.key_offsets);
+    lists.key_offsets = first(layout.key_offsets, ends);
     lists.keys = entries(lists.key_offsets, layout.keys);
     return lists;
 }
@@ -131,14 +146,14 @@ HostLists copy_lists(const Exec& exec, const BlockLayout<typename Exec::memory_s
 template <class Exec>
 void validate(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences,
               const BlockLayout<typename Exec::memory_space>& layout) {
-    require(static_cast<int>(layout.head_list.extent(0)) == layout.heads, "layout.head_list.size()",
-            layout.head_list.extent(0), concat("layout.heads = ", layout.heads));
+    require(static_cast<int>(layout.host_head_list.size()) == layout.heads, "layout.head_list.size()",
+            layout.host_head_list.size(), concat("layout.heads = ", layout.heads));
     const auto grid = make_block_grid(exec, sequences, layout.grid.block);
     require(grid.rows == layout.grid.rows, "layout.grid.rows", layout.grid.rows,
             concat(grid.rows, ", the query blocks of the sequences"));
     require(grid.key_blocks == layout.grid.key_blocks, "layout.grid.key_blocks", layout.grid.key_blocks,
             concat(grid.key_blocks, ", the key blocks of the sequences"));
-    check_lists(sequences, layout, copy_lists(exec, layout), detail::to_host(exec, layout.head_list));
+    check_lists(sequences, layout, copy_lists(exec, layout));
 }
 
 template <class Exec>
@@ -150,11 +165,9 @@ BlockLayout<typename Exec::memory_space> layout_from_lists(const Exec& exec,
     BlockLayout<typename Exec::memory_space> layout;
     layout.grid = make_block_grid(exec, sequences, block);
     layout.causal = causal;
-    layout.heads = static_cast<int>(head_list.size());
-    layout.lists = head_list.empty() ? 0 : *std::max_element(head_list.begin(), head_list.end()) + 1;
-    layout.head_list = detail::to_device(exec, "SparseAttn::layout.head_list", head_list);
-    layout.windows = detail::to_device(exec, "SparseAttn::layout.windows", windows);
-    check_lists(sequences, layout, lists, head_list);
+    layout.single_keys = !lists.keys.empty();
+    detail::set_heads(exec, head_list, windows, layout);
+    check_lists(sequences, layout, lists);
     layout.offsets = detail::to_device(exec, "SparseAttn::layout.offsets", lists.offsets);
     layout.columns = detail::to_device(exec, "SparseAttn::layout.columns", lists.columns);
     layout.key_offsets = detail::to_device(exec, "SparseAttn::layout.key_offsets", lists.key_offsets);
@@ -167,8 +180,8 @@ LayoutStatistics statistics(const Exec& exec, const Sequences<typename Exec::mem
                             const BlockLayout<typename Exec::memory_space>& layout) {
     const Region region("SparseAttn::statistics");
     const HostLists host = copy_lists(exec, layout);
-    const auto head_list = detail::to_host(exec, layout.head_list);
-    const auto windows = detail::to_host(exec, layout.windows);
+    const std::vector<std::int32_t>& head_list = layout.host_head_list;
+    const std::vector<Window>& windows = layout.host_windows;
 
     double all = 0;
     for (int s = 0; s < sequences.count(); ++s) {
@@ -211,5 +224,7 @@ LayoutStatistics statistics(const Exec& exec, const Sequences<typename Exec::mem
         const EXEC&, const Sequences<EXEC::memory_space>&, int, bool, const HostLists&,                                \
         const std::vector<std::int32_t>&, const std::vector<Window>&);
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
+#define SPARSEATTN_INSTANTIATE_MEMORY(MEM) template int heads_sharing(const BlockLayout<MEM>&);
+SPARSEATTN_FOR_EACH_MEMORY(SPARSEATTN_INSTANTIATE_MEMORY)
 
 }  // namespace sparseattn

@@ -15,11 +15,11 @@ using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
 
 // offsets(i + 1) becomes where segment i begins; offsets(0) is 0.
 template <class Exec>
-void scan_counts(const Exec& exec, const std::string& label, const CsrTranspose<typename Exec::memory_space>& to) {
+void scan_counts(const Exec& exec, const std::string& label, std::int64_t segments,
+                 const CsrTranspose<typename Exec::memory_space>& to) {
     const auto ends = to.offsets;
     Kokkos::parallel_scan(
-        label + ".scan", Policy<Exec>(exec, 0, static_cast<std::int64_t>(ends.extent(0)) - 1),
-        KOKKOS_LAMBDA(std::int64_t i, std::int64_t & sum, bool last) {
+        label + ".scan", Policy<Exec>(exec, 0, segments), KOKKOS_LAMBDA(std::int64_t i, std::int64_t & sum, bool last) {
             const std::int64_t count = ends(i + 1);
             if (last) ends(i + 1) = sum;
             sum += count;
@@ -27,11 +27,11 @@ void scan_counts(const Exec& exec, const std::string& label, const CsrTranspose<
 }
 
 template <class Exec>
-void clear(const Exec& exec, const std::string& label, const CsrTranspose<typename Exec::memory_space>& to) {
+void clear(const Exec& exec, const std::string& label, std::int64_t segments,
+           const CsrTranspose<typename Exec::memory_space>& to) {
     const auto ends = to.offsets;
     Kokkos::parallel_for(
-        label + ".zero", Policy<Exec>(exec, 0, static_cast<std::int64_t>(ends.extent(0))),
-        KOKKOS_LAMBDA(std::int64_t i) { ends(i) = 0; });
+        label + ".zero", Policy<Exec>(exec, 0, segments + 1), KOKKOS_LAMBDA(std::int64_t i) { ends(i) = 0; });
 }
 
 // A row's entries counted in, or written to, their segments, in any order.
@@ -94,11 +94,12 @@ struct OrderSegment {
 template <class Exec>
 void transpose_in_order(const Exec& exec, const std::string& label, const CsrRows<typename Exec::memory_space>& from,
                         const CsrTranspose<typename Exec::memory_space>& to) {
-    const std::int32_t sequences = static_cast<std::int32_t>(from.row_begin.extent(0)) - 1;
+    const std::int32_t sequences = from.sequences;
     const std::int64_t items = static_cast<std::int64_t>(from.lists) * sequences;
+    const std::int64_t segments = static_cast<std::int64_t>(from.lists) * from.columns;
     const auto ends = to.offsets;
     const auto transposed = to.rows;
-    clear(exec, label, to);
+    clear(exec, label, segments, to);
     Kokkos::parallel_for(
         label + ".count", Policy<Exec>(exec, 0, items), KOKKOS_LAMBDA(std::int64_t item) {
             const std::int64_t list = item / sequences;
@@ -109,7 +110,7 @@ void transpose_in_order(const Exec& exec, const std::string& label, const CsrRow
                 ++ends(base + from.entries(e) + 1);
             }
         });
-    scan_counts(exec, label, to);
+    scan_counts(exec, label, segments, to);
     // After this each start has moved to its segment's end.
     Kokkos::parallel_for(
         label + ".fill", Policy<Exec>(exec, 0, items), KOKKOS_LAMBDA(std::int64_t item) {
@@ -132,12 +133,12 @@ void transpose_by_bits(const Exec& exec, const std::string& label, std::int32_t 
     using Mem = typename Exec::memory_space;
     using Teams = Kokkos::TeamPolicy<Exec>;
     const int list_rows = from.lists * from.rows;
-    const int segments = static_cast<int>(to.offsets.extent(0)) - 1;
-    clear(exec, label, to);
+    const int segments = from.lists * from.columns;
+    clear(exec, label, segments, to);
     if (list_rows > 0) {
         Kokkos::parallel_for(label + ".count", Teams(exec, list_rows, Kokkos::AUTO), ScatterRows<Mem, false>{from, to});
     }
-    scan_counts(exec, label, to);
+    scan_counts(exec, label, segments, to);
     if (list_rows == 0 || segments == 0) return;
     Kokkos::parallel_for(label + ".fill", Teams(exec, list_rows, Kokkos::AUTO), ScatterRows<Mem, true>{from, to});
     const std::int32_t words = (longest + 31) / 32;
@@ -156,7 +157,7 @@ void transpose_csr(const Exec& exec, const std::string& label, std::int32_t long
                    Array1<std::int64_t, typename Exec::memory_space>& offsets,
                    Array1<std::int32_t, typename Exec::memory_space>& rows) {
     constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-    detail::make_size(exec, label + ".offsets", static_cast<std::int64_t>(from.lists) * from.columns + 1, offsets);
+    detail::make_room(exec, label + ".offsets", static_cast<std::int64_t>(from.lists) * from.columns + 1, offsets);
     detail::make_room(exec, label + ".rows", static_cast<std::int64_t>(from.entries.extent(0)), rows);
     const detail::CsrTranspose<typename Exec::memory_space> to{offsets, rows};
     if constexpr (on_host) {
@@ -180,18 +181,15 @@ void transpose(const Exec& exec, const Sequences<typename Exec::memory_space>& s
         longest = std::max(longest, (sequences.query_length(s) + grid.block - 1) / grid.block);
     }
     transpose_csr(exec, "SparseAttn::transpose", longest,
-                  detail::CsrRows<Mem>{layout.lists, grid.rows, grid.key_blocks, grid.row_begin, grid.row_sequence,
-                                       grid.key_block_begin, layout.offsets, layout.columns},
+                  detail::CsrRows<Mem>{grid.sequences, layout.lists, grid.rows, grid.key_blocks, grid.row_begin,
+                                       grid.row_sequence, grid.key_block_begin, layout.offsets, layout.columns},
                   result.offsets, result.rows);
-    if (!layout.has_single_keys()) {
-        result.key_offsets = {};
-        result.key_rows = {};
-        return;
-    }
-    transpose_csr(exec, "SparseAttn::transpose_keys", longest,
-                  detail::CsrRows<Mem>{layout.lists, grid.rows, sequences.keys(), grid.row_begin, grid.row_sequence,
-                                       sequences.device_key_offsets(), layout.key_offsets, layout.keys},
-                  result.key_offsets, result.key_rows);
+    if (!layout.has_single_keys()) return;
+    transpose_csr(
+        exec, "SparseAttn::transpose_keys", longest,
+        detail::CsrRows<Mem>{grid.sequences, layout.lists, grid.rows, sequences.keys(), grid.row_begin,
+                             grid.row_sequence, sequences.device_key_offsets(), layout.key_offsets, layout.keys},
+        result.key_offsets, result.key_rows);
 }
 
 template <class Exec>

@@ -12,9 +12,10 @@
 namespace sparseattn {
 namespace {
 
-// What the attention calls take from their workspace under automatic choice of the implementation, rounded up: packed
-// keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread. The fp64
-// reference instead keeps unnormalised outputs of both branches in double.
+// What the attention calls take from their workspace under automatic choice of the implementation, rounded up: on a CPU
+// packed keys and values of the forward pass or row scalars of the backward pass, and tiles for each thread; on a
+// device a number for each row and branch of the backward pass, or what the bf16 kernels ask for. The fp64 reference
+// instead keeps unnormalised outputs of both branches in double.
 template <class Exec, class T>
 std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, bool gated) {
     constexpr std::int64_t tile = 64, slack = 4096;
@@ -34,8 +35,8 @@ std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, b
         const std::int64_t floats = pass.training ? std::max(forward, backward) : forward;
         return static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * floats + lists;
     } else {
-        const std::int64_t generic =
-            pass.training ? static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * scalars + slack : slack;
+        const std::int64_t deltas = pass.training ? (gated ? 2 : 1) * query_rows : 0;
+        const std::int64_t generic = static_cast<std::int64_t>(sizeof(accumulate_t<T>)) * deltas + slack;
         if constexpr (std::is_same_v<T, bf16>) {
             const std::int64_t kernels =
                 detail::kernel_workspace_bytes({pass.tokens, config.num_attention_heads, config.num_key_value_heads,

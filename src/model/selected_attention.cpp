@@ -22,6 +22,12 @@ std::int64_t view_bytes(const View& view) {
     return static_cast<std::int64_t>(view.size() * sizeof(typename View::value_type));
 }
 
+template <class Mem>
+std::int64_t list_bytes(const BlockLayout<Mem>& layout) {
+    return view_bytes(layout.offsets) + view_bytes(layout.columns) + view_bytes(layout.key_offsets) +
+           view_bytes(layout.keys);
+}
+
 // Entries of a dense causal layout of one sequence: what a selector lists at most.
 std::int64_t dense_entries(std::int64_t tokens, int block, std::int64_t heads) {
     const std::int64_t rows = (tokens + block - 1) / block;
@@ -85,7 +91,7 @@ auto SelectedAttention<Exec, T>::forward_plan(const Exec& exec, const LayerInput
     const Clock::time_point start = Clock::now();
     sparse_.reset();  // the lists below are written anew
     select<Exec, T>(exec, inputs.heads.query, inputs.heads.key, inputs.sequences, selector.method, workspace_,
-                    heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))), made.layout);
+                    heads_of(inputs.layer, static_cast<int>(inputs.heads.query.extent(1))), room_, made.layout);
     if (training_) transpose(exec, inputs.sequences, made.layout, made.transposed);
     if (observer_) {
         fence(exec, "SparseAttn::selected_attention.select");
@@ -126,19 +132,23 @@ template <class Exec, class T>
 AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, const PassShape& pass) const {
     AttentionBytes bytes = BlockAttention<Exec, T>::bytes(config, pass);
     const Sequences<Mem> sequences({0, static_cast<std::int32_t>(pass.tokens)});
-    std::int64_t selection = 0, largest = 0, all = 0;
+    std::int64_t selection = 0, largest = 0, all = 0, room = 0;
     for (const LayerSelector& layer : layers_) {
         selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec>(
                                             sequences, config.num_attention_heads, config.num_key_value_heads,
                                             config.head_dim, layer.method)));
-        const std::int64_t entries =
-            dense_entries(pass.tokens, block_of(layer.method), config.num_attention_heads) * (pass.training ? 2 : 1);
-        const auto lists = entries * static_cast<std::int64_t>(sizeof(std::int32_t));
+        const std::int64_t of_layout = static_cast<std::int64_t>(sizeof(std::int32_t)) *
+                                       dense_entries(pass.tokens, block_of(layer.method), config.num_attention_heads);
+        const bool combined = layer.heads.share_groups || (gated_ && !scoreless_mode(layer.method)) ||
+                              std::any_of(layer.heads.fixed.begin(), layer.heads.fixed.end(),
+                                          [](const auto& mode) { return mode.has_value(); });
+        if (combined) room = std::max(room, of_layout);
+        const auto lists = of_layout * (pass.training ? 2 : 1);
         largest = std::max(largest, lists);
         all += lists;
     }
     bytes.saved += pass.training && !pass.recompute ? all : largest;
-    bytes.workspace += selection;
+    bytes.workspace += selection + room;
     return bytes;
 }
 
@@ -147,9 +157,11 @@ std::int64_t SelectedAttention<Exec, T>::allocated() const {
     std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity());
     for (const Chosen& made : chosen_) {
         const auto& [layout, transposed] = made;
-        bytes += view_bytes(layout.offsets) + view_bytes(layout.columns) + view_bytes(layout.key_offsets) +
-                 view_bytes(layout.keys) + view_bytes(transposed.offsets) + view_bytes(transposed.rows) +
+        bytes += list_bytes(layout) + view_bytes(transposed.offsets) + view_bytes(transposed.rows) +
                  view_bytes(transposed.key_offsets) + view_bytes(transposed.key_rows);
+    }
+    for (const BlockLayout<Mem>* layout : {&room_.estimated, &room_.shared, &room_.scored, &room_.fixed}) {
+        bytes += list_bytes(*layout);
     }
     return bytes;
 }

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "sparseattn/core/error.hpp"
-#include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/layout/detail/heads.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -98,10 +98,10 @@ auto ModeLayouts<Exec>::build(const std::vector<HeadMode>& modes) -> WholeLayout
     if (alike && modes.size() > 1) {
         // The list of one head serves all.
         WholeLayout<Mem> layout = of({modes[0]});
-        const Window window = to_host(exec_, layout.lists.windows)[0];
-        layout.lists.heads = static_cast<int>(modes.size());
-        layout.lists.head_list = zeros<std::int32_t>(exec_, "SparseAttn::head_list", layout.lists.heads);
-        layout.lists.windows = to_device(exec_, "SparseAttn::windows", std::vector<Window>(modes.size(), window));
+        const std::vector<Window> windows(modes.size(), layout.lists.host_windows[0]);
+        layout.lists.head_list = {};  // the copy's own
+        layout.lists.windows = {};
+        set_heads(exec_, std::vector<std::int32_t>(modes.size(), 0), windows, layout.lists);
         return layout;
     }
     WholeLayout<Mem> layout;

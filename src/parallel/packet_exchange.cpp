@@ -246,7 +246,7 @@ void PacketExchange<Exec, T>::finish_return(const Exec& exec) {
 
 template <class Exec, class T>
 std::int64_t PacketExchange<Exec, T>::allocated() const {
-    return static_cast<std::int64_t>((packed_.extent(0) + staged_.extent(0)) * sizeof(T));
+    return static_cast<std::int64_t>(packed_.extent(0) * sizeof(T));
 }
 
 #define SPARSEATTN_INSTANTIATE(EXEC)                              \

@@ -36,12 +36,10 @@ void begin_lists(const Kokkos::Cuda& exec, const SelectionCall& call, bool causa
                  BlockLayout<CudaMem>& layout) {
     begin_selected_layout(exec, call.sequences, params.block, causal,
                           estimated_head_list(call.heads, params.query_heads), layout);
-    make_size(exec, "SparseAttn::layout.columns.offsets",
+    make_room(exec, "SparseAttn::layout.columns.offsets",
               static_cast<std::int64_t>(layout.lists) * layout.grid.rows + 1, layout.offsets);
     make_room(exec, "SparseAttn::layout.columns", most_blocks(call.sequences, params.block, causal, params.estimated),
               layout.columns);
-    layout.key_offsets = {};
-    layout.keys = {};
     params.target = {layout.grid.rows, layout.grid.row_begin.data(), layout.grid.row_sequence.data(),
                      layout.lists,     layout.offsets.data(),        layout.columns.data()};
 }
@@ -109,15 +107,12 @@ bool cuda_select_minference(const Kokkos::Cuda& exec, const SelectionCall& call,
     params.column_share = sizes.column_share;
     params.distance_share = sizes.distance_share;
     if (call.heads.empty() || cuda::minference_kernel(params) == cuda::Kernel::none) return false;
-    auto offsets = layout.key_offsets;  // kept where they are large enough
-    auto keys = layout.keys;
     begin_lists(exec, call, true, params, layout);
-    make_size(exec, "SparseAttn::layout.keys.offsets", static_cast<std::int64_t>(layout.lists) * layout.grid.rows + 1,
-              offsets);
+    make_room(exec, "SparseAttn::layout.keys.offsets", static_cast<std::int64_t>(layout.lists) * layout.grid.rows + 1,
+              layout.key_offsets);
     make_room(exec, "SparseAttn::layout.keys",
-              most_single_keys(call.sequences, block, params.estimated, sizes.most_columns), keys);
-    layout.key_offsets = offsets;
-    layout.keys = keys;
+              most_single_keys(call.sequences, block, params.estimated, sizes.most_columns), layout.keys);
+    layout.single_keys = true;
     params.key_offsets = layout.key_offsets.data();
     params.keys = layout.keys.data();
     run("select_minference", params, cuda::minference_workspace(params), cuda::minference, workspace);

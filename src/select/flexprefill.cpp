@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/gemm.hpp"
@@ -182,7 +181,7 @@ struct DecideHeads {
             result.pairs = detail::find_cut(
                 team, rows * blocks, [=](std::int32_t i) { return pairs[i]; },
                 [=](std::int32_t i) { return static_cast<double>(pairs[i]); },
-                gamma >= 1 ? std::numeric_limits<double>::infinity() : gamma * rows);  // all, whatever the rounding
+                gamma >= 1 ? rows + 1.0 : gamma * rows);  // past their sum: all, whatever the rounding
         }
         const Span1<Kept, Mem> to = kept;
         Kokkos::single(Kokkos::PerTeam(team), [=]() { to(h) = result; });

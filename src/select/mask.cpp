@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "sparseattn/core/instantiate.hpp"
-#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/layout/detail/csr.hpp"
+#include "sparseattn/layout/detail/heads.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -115,10 +115,8 @@ void begin_selected_layout(const Exec& exec, const Sequences<typename Exec::memo
                            BlockLayout<typename Exec::memory_space>& layout) {
     make_block_grid(exec, sequences, block, layout.grid);
     layout.causal = causal;
-    layout.heads = static_cast<int>(head_list.size());
-    layout.lists = *std::max_element(head_list.begin(), head_list.end()) + 1;
-    put_values(exec, "SparseAttn::layout.head_list", head_list, layout.head_list);
-    put_values(exec, "SparseAttn::layout.windows", std::vector<Window>(head_list.size()), layout.windows);
+    layout.single_keys = false;
+    set_heads(exec, head_list, std::vector<Window>(head_list.size()), layout);
 }
 
 template <class Exec>
@@ -138,9 +136,7 @@ void layout_from_mask(const Exec& exec, const Sequences<typename Exec::memory_sp
         build_csr(exec, "SparseAttn::layout.keys", list_rows, SingleKeys<Mem>{rows},
                   most_single_keys(sequences, block, mask_lists, static_cast<std::int64_t>(kept.columns.extent(1))),
                   layout.key_offsets, layout.keys);
-    } else {
-        layout.key_offsets = {};
-        layout.keys = {};
+        layout.single_keys = layout.keys.extent(0) > 0;
     }
 }
 

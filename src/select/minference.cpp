@@ -278,6 +278,25 @@ std::vector<std::int32_t> scored_heads(const Options& options, const std::vector
     return heads;
 }
 
+// room.scored with the modes of the heads that look at no scores.
+template <class Exec>
+void add_scoreless(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, const Options& options,
+                   const std::vector<std::int32_t>& estimated, Workspace<typename Exec::memory_space>& workspace,
+                   SelectionRoom<typename Exec::memory_space>& room, BlockLayout<typename Exec::memory_space>& layout) {
+    std::vector<int> pick(room.scored.heads, 0);
+    std::vector<HeadMode> modes(pick.size());
+    for (const std::int32_t head : estimated) {
+        const MInferencePattern pattern = pattern_of(options, head);
+        if (looks_at_scores(pattern.type)) continue;
+        const bool first = std::find(pick.begin(), pick.end(), 1) == pick.end();
+        if (first) std::fill(modes.begin(), modes.end(), mode_of(options, pattern));  // no list more for the others
+        modes[head] = mode_of(options, pattern);
+        pick[head] = 1;
+    }
+    build_layout(exec, sequences, options.block, true, modes, room.fixed);
+    combine(exec, sequences, {&room.scored, &room.fixed}, pick, workspace, layout);
+}
+
 void check_patterns(const Options& options, int heads) {
     options.validate();
     require(options.heads.empty() || static_cast<int>(options.heads.size()) == heads, "minference.heads.size()",
@@ -352,21 +371,6 @@ void select_scored(const Exec& exec, const HeadsView<const T, typename Exec::mem
 
 }  // namespace
 
-void MInferenceOptions::validate() const {
-    require(block == 64 || block == 128, "minference.block", block, "64 or 128");
-    require(size_ratio > 0 && std::isfinite(size_ratio), "minference.size_ratio", size_ratio, "above 0 and finite");
-    require(!adaptive_budget || (*adaptive_budget > 0 && std::isfinite(*adaptive_budget)), "minference.adaptive_budget",
-            adaptive_budget.value_or(0), "above 0 and finite");
-    require(block_sparse_blocks >= 1, "minference.block_sparse_blocks", block_sparse_blocks, "at least 1");
-    require(tri_shape_tail >= 0, "minference.tri_shape_tail", tri_shape_tail, "at least 0");
-    for (std::size_t h = 0; h < heads.size(); ++h) {
-        const bool streams = heads[h].type == Type::stream_llm || heads[h].type == Type::tri_shape;
-        require(heads[h].first >= 0, concat("minference.heads[", h, "].first"), heads[h].first, "at least 0");
-        require(heads[h].second >= (streams ? 1 : 0), concat("minference.heads[", h, "].second"), heads[h].second,
-                streams ? "at least 1, the local tokens" : "at least 0");
-    }
-}
-
 template <class Exec>
 std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
                              int head_dim, const MInferenceOptions& options, const EstimatedHeads& estimate) {
@@ -380,6 +384,7 @@ void select_minference(const Exec& exec, const HeadsView<const T, typename Exec:
                        const HeadsView<const T, typename Exec::memory_space>& key,
                        const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       SelectionRoom<typename Exec::memory_space>& room,
                        BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select_minference");
@@ -388,20 +393,9 @@ void select_minference(const Exec& exec, const HeadsView<const T, typename Exec:
     const std::vector<std::int32_t> estimated = detail::estimated_heads(estimate, shape.heads);
     const std::vector<std::int32_t> heads = scored_heads(options, estimated);
     const bool all_scored = heads.size() == estimated.size();
-    BlockLayout<Mem> scored;
-    select_scored<Exec, T>(exec, query, key, sequences, options, workspace, shape, heads, all_scored ? layout : scored);
-    if (all_scored) return;
-
-    std::vector<HeadMode> modes(shape.heads);
-    std::vector<int> pick(shape.heads, 0);
-    for (const std::int32_t head : estimated) {
-        const MInferencePattern pattern = pattern_of(options, head);
-        if (looks_at_scores(pattern.type)) continue;
-        modes[head] = mode_of(options, pattern);
-        pick[head] = 1;
-    }
-    const auto fixed = build_layout(exec, sequences, options.block, true, modes);
-    layout = combine(exec, sequences, {&scored, &fixed}, pick);
+    select_scored<Exec, T>(exec, query, key, sequences, options, workspace, shape, heads,
+                           all_scored ? layout : room.scored);
+    if (!all_scored) add_scoreless(exec, sequences, options, estimated, workspace, room, layout);
 }
 
 template <class Exec, class T>
@@ -413,7 +407,8 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate) {
     BlockLayout<typename Exec::memory_space> layout;
-    select_minference<Exec, T>(exec, query, key, sequences, options, workspace, estimate, layout);
+    SelectionRoom<typename Exec::memory_space> room;
+    select_minference<Exec, T>(exec, query, key, sequences, options, workspace, estimate, room, layout);
     return layout;
 }
 
@@ -421,7 +416,7 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
     template void select_minference(                                                                               \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \
-        const EstimatedHeads&, BlockLayout<EXEC::memory_space>&);                                                  \
+        const EstimatedHeads&, SelectionRoom<EXEC::memory_space>&, BlockLayout<EXEC::memory_space>&);              \
     template BlockLayout<EXEC::memory_space> select_minference(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \

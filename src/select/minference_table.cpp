@@ -1,4 +1,5 @@
 #include <charconv>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -125,6 +126,21 @@ void write_minference_table(const std::string& path, const MInferenceTable& tabl
     file << json.dump(1) << '\n';
     file.close();
     if (!file) throw FileError(concat(path, ": cannot be written"));
+}
+
+void MInferenceOptions::validate() const {
+    require(block == 64 || block == 128, "minference.block", block, "64 or 128");
+    require(size_ratio > 0 && std::isfinite(size_ratio), "minference.size_ratio", size_ratio, "above 0 and finite");
+    require(!adaptive_budget || (*adaptive_budget > 0 && std::isfinite(*adaptive_budget)), "minference.adaptive_budget",
+            adaptive_budget.value_or(0), "above 0 and finite");
+    require(block_sparse_blocks >= 1, "minference.block_sparse_blocks", block_sparse_blocks, "at least 1");
+    require(tri_shape_tail >= 0, "minference.tri_shape_tail", tri_shape_tail, "at least 0");
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+        const bool streams = heads[h].type == Type::stream_llm || heads[h].type == Type::tri_shape;
+        require(heads[h].first >= 0, concat("minference.heads[", h, "].first"), heads[h].first, "at least 0");
+        require(heads[h].second >= (streams ? 1 : 0), concat("minference.heads[", h, "].second"), heads[h].second,
+                streams ? "at least 1, the local tokens" : "at least 0");
+    }
 }
 
 MInferenceOptions MInferenceTable::layer(int layer, int heads, MInferenceOptions options) const {

@@ -16,14 +16,14 @@ void estimate(const Exec& exec, const HeadsView<const T, typename Exec::memory_s
               const HeadsView<const T, typename Exec::memory_space>& key,
               const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
               Workspace<typename Exec::memory_space>& workspace, const std::vector<std::int32_t>& heads,
-              BlockLayout<typename Exec::memory_space>& layout) {
+              SelectionRoom<typename Exec::memory_space>& room, BlockLayout<typename Exec::memory_space>& layout) {
     if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
         select_xattention<Exec, T>(exec, query, key, sequences, *xattention, workspace, heads, layout);
     } else if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
         select_flexprefill<Exec, T>(exec, query, key, sequences, *flexprefill, workspace, heads, layout);
     } else {
         select_minference<Exec, T>(exec, query, key, sequences, std::get<MInferenceOptions>(options), workspace, heads,
-                                   layout);
+                                   room, layout);
     }
 }
 
@@ -55,7 +55,7 @@ void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_spa
             const HeadsView<const T, typename Exec::memory_space>& key,
             const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
             Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan,
-            BlockLayout<typename Exec::memory_space>& layout) {
+            SelectionRoom<typename Exec::memory_space>& room, BlockLayout<typename Exec::memory_space>& layout) {
     using Mem = typename Exec::memory_space;
     const Region region("SparseAttn::select");
     validate(options);
@@ -65,7 +65,9 @@ void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_spa
             plan.fixed.size(), concat("0 or the number of query heads, ", shape.heads));
 
     const std::optional<HeadMode> scoreless = scoreless_mode(options);
-    std::vector<HeadMode> modes(shape.heads, scoreless.value_or(HeadMode::dense()));
+    std::optional<HeadMode> filler = scoreless;  // of heads whose mode is not picked: one that makes no list more
+    for (const std::optional<HeadMode>& mode : plan.fixed) filler = filler ? filler : mode;
+    std::vector<HeadMode> modes(shape.heads, filler.value_or(HeadMode::dense()));
     std::vector<int> pick(shape.heads, 0);  // 0: estimated, 1: by mode
     std::vector<std::int32_t> heads;
     for (int h = 0; h < shape.heads; ++h) {
@@ -77,18 +79,13 @@ void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_spa
     const int block = block_of(options);
     if (heads.empty()) return build_layout(exec, sequences, block, is_causal(options), modes, layout);
     const bool all = static_cast<int>(heads.size()) == shape.heads;
-    if (all && !plan.share_groups)
-        return estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads, layout);
-
-    BlockLayout<Mem> estimated;
-    estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads, estimated);
-    if (plan.share_groups) estimated = share_in_groups(exec, sequences, estimated, shape.group());
-    if (all) {
-        layout = estimated;
-        return;
-    }
-    const BlockLayout<Mem> fixed = build_layout(exec, sequences, block, is_causal(options), modes);
-    layout = combine(exec, sequences, {&estimated, &fixed}, pick);
+    BlockLayout<Mem>& estimated = all && !plan.share_groups ? layout : room.estimated;
+    BlockLayout<Mem>& shared = all ? layout : room.shared;
+    estimate<Exec, T>(exec, query, key, sequences, options, workspace, heads, room, estimated);
+    if (plan.share_groups) share_in_groups(exec, sequences, estimated, shape.group(), workspace, shared);
+    if (all) return;
+    build_layout(exec, sequences, block, is_causal(options), modes, room.fixed);
+    combine(exec, sequences, {plan.share_groups ? &shared : &estimated, &room.fixed}, pick, workspace, layout);
 }
 
 template <class Exec, class T>
@@ -97,7 +94,8 @@ BlockLayout<typename Exec::memory_space> select(
     const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
     const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan) {
     BlockLayout<typename Exec::memory_space> layout;
-    select<Exec, T>(exec, query, key, sequences, options, workspace, plan, layout);
+    SelectionRoom<typename Exec::memory_space> room;
+    select<Exec, T>(exec, query, key, sequences, options, workspace, plan, room, layout);
     return layout;
 }
 
@@ -122,7 +120,7 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
     template void select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,                              \
                          const HeadsView<const T, EXEC::memory_space>&, const Sequences<EXEC::memory_space>&,     \
                          const SelectorOptions&, Workspace<EXEC::memory_space>&, const HeadPlan&,                 \
-                         BlockLayout<EXEC::memory_space>&);                                                       \
+                         SelectionRoom<EXEC::memory_space>&, BlockLayout<EXEC::memory_space>&);                   \
     template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
                                                     const HeadsView<const T, EXEC::memory_space>&,                \
                                                     const Sequences<EXEC::memory_space>&, const SelectorOptions&, \

@@ -14,15 +14,27 @@ namespace {
 
 using HostFloats = Kokkos::View<float**, Kokkos::LayoutRight, Kokkos::HostSpace, Unmanaged>;
 
-struct Layout {
-    BlockLayout<TrainMem> lists;
-    TransposedLayout<TrainMem> transposed;
+using HostInts = Kokkos::View<const std::int32_t*, Kokkos::LayoutRight, Kokkos::HostSpace, Unmanaged>;
 
-    Layout() = default;
-    Layout(const TrainExec& exec, const Sequences<TrainMem>& sequences, const PackSettings& settings,
-           const std::vector<HeadMode>& modes)
-        : lists(build_layout(exec, sequences, settings.block, true, modes)),
-          transposed(transpose(exec, sequences, lists)) {}
+// One layout for all heads, with its transpose; kept from pack to pack, made anew when the documents are others.
+class KeptLayout {
+  public:
+    LayoutPair<TrainMem> of(const TrainExec& exec, const Sequences<TrainMem>& sequences, int block,
+                            const std::vector<HeadMode>& modes) {
+        if (made_for_ != sequences.id() || modes_ != modes) {
+            build_layout(exec, sequences, block, true, modes, lists_);
+            transpose(exec, sequences, lists_, transposed_);
+            made_for_ = sequences.id();
+            modes_ = modes;
+        }
+        return {lists_, transposed_};
+    }
+
+  private:
+    BlockLayout<TrainMem> lists_;
+    TransposedLayout<TrainMem> transposed_;
+    std::uint64_t made_for_ = 0;
+    std::vector<HeadMode> modes_;
 };
 
 // Labels of some tokens that count.
@@ -48,13 +60,23 @@ PackedTokens cut(const PackedTokens& pack, const IndexRange& range) {
 
 }  // namespace
 
+void fill_batch(const TrainExec& exec, const PackedTokens& pack, Batch<TrainMem>& batch) {
+    const auto put = [&](const char* label, const std::vector<std::int32_t>& values,
+                         Array1<std::int32_t, TrainMem>& array) {
+        make_size(exec, label, static_cast<std::int64_t>(values.size()), array);
+        if (!values.empty()) Kokkos::deep_copy(exec, array, HostInts(values.data(), values.size()));
+    };
+    batch.sequences.assign(exec, pack.offsets);
+    put("SparseAttn::batch.tokens", pack.tokens, batch.tokens);
+    put("SparseAttn::batch.positions", pack.positions, batch.positions);
+    put("SparseAttn::batch.labels", pack.labels, batch.labels);
+    batch.label_count = count_labels(pack);
+}
+
 Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack) {
     Batch<TrainMem> batch;
-    batch.sequences = Sequences<TrainMem>(pack.offsets);
-    batch.tokens = to_device(exec, "SparseAttn::batch.tokens", pack.tokens);
-    batch.positions = to_device(exec, "SparseAttn::batch.positions", pack.positions);
-    batch.labels = to_device(exec, "SparseAttn::batch.labels", pack.labels);
-    batch.label_count = count_labels(pack);
+    fill_batch(exec, pack, batch);
+    fence(exec, "SparseAttn::make_batch");  // `pack` may go away
     return batch;
 }
 
@@ -132,6 +154,8 @@ class TypedRunner final : public PackRunner {
     std::optional<SelectedAttention<TrainExec, T>> selected_;          // of a sparse branch that selects
     Array2<float, TrainMem> gate_;                                     // of these two, [layers, query heads]
     Array2<float, TrainMem> dgate_;                                    // the same
+    Batch<TrainMem> batch_;                                            // these are kept for their memory
+    KeptLayout full_, sparse_;
 };
 
 template <class T>
@@ -173,30 +197,31 @@ double TypedRunner<T>::with_attention(const PackedTokens& pack, const HeadMap* g
     if (gates != nullptr) gate = expand_to_query_heads(*gates, config.num_attention_heads / config.num_key_value_heads);
     if (spread_) {
         spread_->begin_pack(pack.offsets, spread_task(settings_, std::move(gate)));
-        const IndexRange mine = grid().tokens(static_cast<std::int64_t>(pack.tokens.size()));
-        return work(make_batch(exec_, cut(pack, mine)), *spread_);
+        const PackedTokens mine = cut(pack, grid().tokens(static_cast<std::int64_t>(pack.tokens.size())));
+        fill_batch(exec_, mine, batch_);
+        return work(batch_, *spread_);  // waits for exec_, so that `mine` may go
     }
-    const Batch<TrainMem> batch = make_batch(exec_, pack);
-    const std::vector<HeadMode> dense(static_cast<std::size_t>(config.num_attention_heads), HeadMode::dense());
-    const Layout full(exec_, batch.sequences, settings_, dense);
-    const LayoutPair<TrainMem> full_pair{full.lists, full.transposed};
-    AttentionPlan<TrainMem> plan{full_pair, nullptr, {}, {0.0, settings_.implementation}};
+    fill_batch(exec_, pack, batch_);
+    const auto heads = static_cast<std::size_t>(config.num_attention_heads);
+    const LayoutPair<TrainMem> full =
+        full_.of(exec_, batch_.sequences, settings_.block, std::vector<HeadMode>(heads, HeadMode::dense()));
+    AttentionPlan<TrainMem> plan{full, nullptr, {}, {0.0, settings_.implementation}};
     if (gates == nullptr) {
         planned_.set(plan);
-        return work(batch, planned_);
+        return work(batch_, planned_);
     }
     Kokkos::deep_copy(exec_, gate_, HostFloats(gate.data(), gate_.extent(0), gate_.extent(1)));
     Kokkos::deep_copy(exec_, dgate_, 0.0F);
     if (selected_) {
-        selected_->set_gates({full_pair, gate_, dgate_, gate});
-        return work(batch, *selected_);
+        selected_->set_gates({full, gate_, dgate_, gate});
+        return work(batch_, *selected_);
     }
-    const Layout sparse(exec_, batch.sequences, settings_, std::vector<HeadMode>(dense.size(), settings_.sparse.mode));
-    const LayoutPair<TrainMem> sparse_pair{sparse.lists, sparse.transposed};
-    plan.sparse = &sparse_pair;
+    const LayoutPair<TrainMem> sparse =
+        sparse_.of(exec_, batch_.sequences, settings_.block, std::vector<HeadMode>(heads, settings_.sparse.mode));
+    plan.sparse = &sparse;
     plan.gate = gate_;
     planned_.set(plan, dgate_);
-    return work(batch, planned_);  // waits for exec_, so that `gate` and the layouts may go
+    return work(batch_, planned_);  // waits for exec_, so that `gate` may go
 }
 
 // d(loss)/d(gate) of query heads, of the last pack's passes.

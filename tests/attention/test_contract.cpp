@@ -131,13 +131,13 @@ TEST(AttentionArguments, LayoutsMustFitTheSequences) {
     EXPECT_EQ(spoiled([](auto& l, auto&) { l.lists = 5; }),
               "layout.lists is 5, must be 1..4, at most one for each head");
     EXPECT_EQ(spoiled([](auto& l, auto&) { l.offsets = {}; }),
-              "layout.offsets.extent(0) is 0, must be 7, lists * rows + 1");
+              "layout.offsets.extent(0) is 0, must be at least 7, lists * rows + 1");
     EXPECT_EQ(spoiled([](auto& l, auto&) { l.windows = {}; }),
-              "layout.windows.extent(0) is 0, must be 4, the number of query heads");
+              "layout.windows.extent(0) is 0, must be at least 4, the number of query heads");
     EXPECT_EQ(spoiled([](auto& l, auto&) { l.key_offsets = {}; }),
-              "layout.key_offsets.extent(0) is 0, must be 7, lists * rows + 1");
+              "layout.key_offsets.extent(0) is 0, must be at least 7, lists * rows + 1");
     EXPECT_EQ(spoiled([](auto&, auto& a) { a.full_transposed.offsets = {}; }),
-              "layout.transposed.offsets.extent(0) is 0, must be 9, lists * key blocks + 1");
+              "layout.transposed.offsets.extent(0) is 0, must be at least 9, lists * key blocks + 1");
     EXPECT_THAT(spoiled([](auto&, auto& a) { a.full_transposed.key_rows = {}; }),
                 HasSubstr("layout.transposed.key_rows.extent(0) is 0, must be "));
 }

@@ -17,8 +17,9 @@ struct Case {
     double empty_rows = 0;
     bool windows = false;
     bool fused = false;
-    int spoiled = -1;     // this sequence is NaN
-    int single_step = 1;  // see HostProblem
+    int spoiled = -1;         // this sequence is NaN
+    int single_step = 1;      // see HostProblem
+    bool below_zero = false;  // all scores: queries above, keys below
 };
 
 /// The case on the host, for `kernel`.

@@ -58,10 +58,10 @@ std::vector<Case> cases() {
         {"beside NaN, single keys", {100, 90, 300}, {130, 190, 330}, 4, 2, true, 0.5, false, 0.1, 0, false, false, 1},
         {"many items", {1500, 1300}, {1500, 1300}, 32, 16, true, 0.3, false},
         // For compute-sanitizer (scripts/check_device_memory): small, every way through the kernels.
-        {"tiny causal", {130}, {200}, 2, 1, true, 1, true},
-        {"tiny windows", {270}, {270}, 1, 1, true, 0.6, false, 0, 0, true, true},
-        {"tiny packed", {70, 0, 30}, {70, 90, 130}, 1, 1, false, 0.7, false, 0, 0.3},
-        {"tiny single keys", {140}, {200}, 1, 1, true, 0.3, false, 0.1},
+        {"tiny-causal", {130}, {200}, 2, 1, true, 1, true},
+        {"tiny-windows", {270}, {270}, 1, 1, true, 0.6, false, 0, 0, true, true},
+        {"tiny-packed", {70, 0, 30}, {70, 90, 130}, 1, 1, false, 0.7, false, 0, 0.3},
+        {"tiny-single-keys", {140}, {200}, 1, 1, true, 0.3, false, 0.1},
     };
 }
 

@@ -61,6 +61,8 @@ std::vector<Case> cases() {
         {"beside NaN full", {200, 90, 300}, {70, 190, 400}, 2, 2, false, 1, true, 0, 0, false, false, 1},
         {"one row, shared", {115, 30}, {5000, 2600}, 4, 2, true, 0.6, true, 0.01},
         {"long rows", {1000, 300}, {9100, 5000}, 8, 2, true, 0.3, false},
+        {"below zero", {700, 333}, {700, 512}, 4, 2, true, 0.6, false, 0.01, 0, true, false, -1, 1, true},
+        {"below zero decode", {1, 2}, {3000, 900}, 8, 2, true, 1, true, 0, 0, false, false, -1, 1, true},
         {"many tiles", {4000, 3000}, {4000, 3000}, 16, 4, true, 0.2, false},
         // For compute-sanitizer (scripts/check_device_memory): small, every way through the kernels.
         {"tiny causal", {200}, {330}, 2, 1, true, 1, true},
@@ -91,6 +93,19 @@ bool untouched(const HostProblem& p, const DeviceProblem& device) {
     return true;
 }
 
+__global__ void set_sign(__nv_bfloat16* data, std::size_t count, bool negative) {
+    for (std::size_t i = blockIdx.x * std::size_t{blockDim.x} + threadIdx.x; i < count; i += gridDim.x * blockDim.x) {
+        const __nv_bfloat16 size = __habs(data[i]);
+        data[i] = negative ? __hneg(size) : size;
+    }
+}
+/// Makes all scores negative: the kernel compares scores as integers, whose order is then another.
+void put_below_zero(const DeviceProblem& device) {
+    set_sign<<<512, 256>>>(device.query.data(), device.query.size(), false);
+    set_sign<<<512, 256>>>(device.key.data(), device.key.size(), true);
+    SPARSEATTN_TEST_CUDA(cudaDeviceSynchronize());
+}
+
 bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
     const HostProblem p = build(c, kernel, block, head_dim, seed);
     DeviceProblem device(p, c.fused, 24, seed);
@@ -99,6 +114,7 @@ bool run(const Case& c, int block, int head_dim, std::uint32_t seed) {
         spoil(device.params.key, p.key_offsets, c.spoiled);
         spoil(device.params.value, p.key_offsets, c.spoiled);
     }
+    if (c.below_zero) put_below_zero(device);
     std::printf("%s %-24s block %3d d %3d  ", name(kernel), c.name, block, head_dim);
     const char* why = "";
     if (forward_kernel(device.params, &why) == Kernel::none) {

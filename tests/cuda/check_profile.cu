@@ -37,6 +37,9 @@ std::vector<ProfileCase> cases() {
         {"equal", {2500}, {2500}, 2, 1, 128, 64, false, 0, 0.5, 0.0, 0},
         {"equal, aware", {2500}, {2500}, 2, 1, 128, 128, false, 0, 0.5, 0.1, 0},
         {"sharp", {3000}, {3000}, 2, 1, 128, 128, false, 8, 0.9, 0.3, 128},
+        // For compute-sanitizer (scripts/check_device_memory).
+        {"tiny", {390}, {390}, 2, 1, 64, 128, true, 2.5F, 0.7, 0.3, 128},
+        {"tiny packed", {70, 0, 130}, {190, 60, 330}, 2, 2, 128, 64, false, 2.5F, 0.6, 0.5, 64},
     };
 }
 

@@ -100,7 +100,8 @@ struct ProfileProblem {
             const auto at = from.host();
             const auto entry = entries.host();
             for (std::size_t i = 0; i + 1 < at.size(); ++i) {
-                const bool sane = at[0] == 0 && at[i] <= at[i + 1] && at[i + 1] < static_cast<std::int64_t>(entry.size());
+                const bool sane =
+                    at[0] == 0 && at[i] <= at[i + 1] && at[i + 1] < static_cast<std::int64_t>(entry.size());
                 if (!sane) {
                     to.assign(at.size() - 1, {-2});
                     return;
@@ -136,8 +137,8 @@ struct ProfileProblem {
 struct ProfileOracle {
     const ProfileCase& c;
     int n_q, n_k, d, B;
-    std::vector<double> q, k;            // [n_q, d], [n_k, d]
-    std::vector<double> v, s;            // mass by key, by distance
+    std::vector<double> q, k;                    // [n_q, d], [n_k, d]
+    std::vector<double> v, s;                    // mass by key, by distance
     std::vector<std::vector<int>> blocks, keys;  // by row
 
     ProfileOracle(const ProfileProblem& p, const std::vector<__nv_bfloat16>& query,
@@ -239,7 +240,8 @@ struct ProfileOracle {
         const auto softmax = [&](const std::vector<double>& x, int end) {
             std::vector<double> p(M);
             double top = -INFINITY, total = 0;
-            for (int J = 0; J < end; ++J) top = std::max(top, p[J] = dot(x.data(), means[J].data(), d) / std::sqrt(double(d)));
+            for (int J = 0; J < end; ++J)
+                top = std::max(top, p[J] = dot(x.data(), means[J].data(), d) / std::sqrt(double(d)));
             for (int J = 0; J < end; ++J) total += p[J] = std::exp(p[J] - top);
             for (int J = 0; J < M; ++J) p[J] = J < end ? p[J] / total : 0;
             return p;

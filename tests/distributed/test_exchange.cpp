@@ -113,6 +113,11 @@ double stamp(std::int64_t token, int head, int channel) {
 
 constexpr int head_dim = 4;
 
+// By its own pointers, where this MPI takes those of a device.
+MpiPath fastest_path() {
+    return mpi_path<Exec>(mpi_is_gpu_aware());
+}
+
 // Three arrays of 3, 2 and 2 heads of this rank's tokens, and an exchange of them.
 struct Exchange {
     explicit Exchange(std::int64_t tokens, std::int64_t chunk = 1 << 20) : world(Communicator::world()) {
@@ -143,8 +148,8 @@ struct Exchange {
 };
 
 TEST(PacketExchange, HeadsOfAllTokensThereAndSummedBack) {
-    for (const auto& [path, chunk] : {std::pair{MpiPath::direct, std::int64_t{1} << 20},
-                                      {MpiPath::direct, 7},
+    for (const auto& [path, chunk] : {std::pair{fastest_path(), std::int64_t{1} << 20},
+                                      {fastest_path(), 7},
                                       {MpiPath::staged, 1 << 20},
                                       {MpiPath::staged, 7}}) {
         Exchange e(101, chunk);
@@ -191,8 +196,7 @@ TEST(PacketExchange, HeadsOfAllTokensThereAndSummedBack) {
 }
 
 TEST(PacketExchange, HalosThereAndAddedBack) {
-    for (const auto& [path, tokens] :
-         {std::pair{MpiPath::direct, 101}, {MpiPath::direct, 17}, {MpiPath::staged, 101}}) {
+    for (const auto& [path, tokens] : {std::pair{fastest_path(), 101}, {fastest_path(), 17}, {MpiPath::staged, 101}}) {
         Exchange e(tokens, 5);
         const int ranks = e.world.size(), rank = e.world.rank();
         const std::vector<std::int32_t> offsets{0, tokens};

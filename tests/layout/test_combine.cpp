@@ -7,16 +7,17 @@
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/layout/combine.hpp"
+#include "support/kokkos_tools.hpp"
 
 namespace sparseattn {
 namespace {
 
 template <class Exec>
-class Combine : public testing::Test {};
+class Combine : public ::testing::Test {};
 #if defined(KOKKOS_ENABLE_SERIAL)
-using Spaces = testing::Types<Kokkos::DefaultHostExecutionSpace, Kokkos::Serial>;
+using Spaces = ::testing::Types<Kokkos::DefaultHostExecutionSpace, Kokkos::Serial>;
 #else
-using Spaces = testing::Types<Kokkos::DefaultHostExecutionSpace>;
+using Spaces = ::testing::Types<Kokkos::DefaultHostExecutionSpace>;
 #endif
 TYPED_TEST_SUITE(Combine, Spaces);
 
@@ -155,6 +156,63 @@ TYPED_TEST(Combine, GroupsShareOneList) {
         }
     }
     EXPECT_EQ(rows_of<Exec>(share_in_groups(exec, sequences, from, 1)), before);
+}
+
+// Into a layout made before, by another operation and of other lists: nothing is allocated or waited for, and the
+// result is that of a fresh one.
+TYPED_TEST(Combine, WritesIntoALayoutWithoutAllocating) {
+    using Exec = TypeParam;
+    using Mem = typename Exec::memory_space;
+    const Exec exec;
+    const Sequences<Mem> sequences(query_offsets, key_offsets);
+    const auto a = random_layout<Exec>(4, true, 50), b = random_layout<Exec>(4, false, 51);
+    Workspace<Mem> workspace;
+    BlockLayout<Mem> layout;
+    const std::vector<int> pick = {1, 1, 1, 1};
+    const auto all = [&](const auto& after) {
+        unite(exec, sequences, {&a, &b}, workspace, layout);
+        after(unite(exec, sequences, {&a, &b}));
+        combine(exec, sequences, {&a, &b}, pick, workspace, layout);
+        after(combine(exec, sequences, {&a, &b}, pick));
+        share_in_groups(exec, sequences, a, 2, workspace, layout);
+        after(share_in_groups(exec, sequences, a, 2));
+    };
+    for (int round = 0; round < 2; ++round) {
+        all([&](const BlockLayout<Mem>& fresh) {
+            validate(exec, sequences, layout);
+            EXPECT_EQ(rows_of<Exec>(layout), rows_of<Exec>(fresh));
+            EXPECT_EQ(layout.has_single_keys(), fresh.has_single_keys());
+            EXPECT_EQ(layout.host_head_list, fresh.host_head_list);
+        });
+    }
+    const sparseattn::testing::KokkosRecording recording;
+    unite(exec, sequences, {&a, &b}, workspace, layout);
+    combine(exec, sequences, {&a, &b}, pick, workspace, layout);
+    share_in_groups(exec, sequences, a, 2, workspace, layout);
+    EXPECT_THAT(recording.allocations(), ::testing::IsEmpty());
+    EXPECT_THAT(recording.fences(), ::testing::IsEmpty());
+    EXPECT_THAT(recording.copies(), ::testing::IsEmpty());
+}
+
+TYPED_TEST(Combine, HeadsThatShareInGroupsAreFound) {
+    using Exec = TypeParam;
+    const Exec exec;
+    const Sequences<typename Exec::memory_space> sequences(query_offsets, key_offsets);
+    const auto from = random_layout<Exec>(12, true, 60);
+    EXPECT_EQ(heads_sharing(from), 1);
+    for (const int group : {1, 2, 3, 4, 6, 12}) {
+        EXPECT_EQ(heads_sharing(share_in_groups(exec, sequences, from, group)), group);
+    }
+    const HeadMode near = HeadMode::stream(4, 100), far = HeadMode::stream(4, 300), all = HeadMode::dense();
+    const auto sharing = [&](const std::vector<HeadMode>& modes) {
+        return heads_sharing(build_layout(exec, sequences, 64, true, modes));
+    };
+    EXPECT_EQ(sharing({all, all, all, all}), 4);
+    EXPECT_EQ(sharing({all, all, near, near}), 2);
+    EXPECT_EQ(sharing({all, near, near, all}), 1);
+    EXPECT_EQ(sharing({all, all, near, near, near, near, far, far}), 2);
+    EXPECT_EQ(sharing({all, all, all, near, near, near}), 3);
+    EXPECT_EQ(sharing({near}), 1);
 }
 
 TYPED_TEST(Combine, EmptyBatch) {

@@ -1,8 +1,10 @@
 // Selection on a CUDA device against the host's, and what it waits for and allocates.
 #include "sparseattn/layout/builders.hpp"
+#include "sparseattn/layout/combine.hpp"
+#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/select/selector.hpp"
 #include "support.hpp"
-#include "support/kokkos_tools.hpp"
+#include "support/steady.hpp"
 
 namespace sparseattn {
 namespace {
@@ -26,12 +28,14 @@ struct Selection {
     Exec exec;
     OnDevice<Exec, T> inputs;
     Workspace<typename Exec::memory_space> workspace;
+    SelectionRoom<typename Exec::memory_space> room;
     BlockLayout<typename Exec::memory_space> layout;
     TransposedLayout<typename Exec::memory_space> transposed;
 
     explicit Selection(const Problem<T>& problem) : inputs(problem) {}
-    void run(const std::string& method) {
-        select<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, parse_selector(method), workspace, {}, layout);
+    void run(const std::string& method, const HeadPlan& plan = {}) {
+        select<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, parse_selector(method), workspace, plan, room,
+                        layout);
         transpose(exec, inputs.sequences, layout, transposed);
     }
 };
@@ -88,18 +92,79 @@ TEST(DeviceSelection, IsTheHosts) {
     }
 }
 
-// Once everything has its size a selection waits for nothing and allocates nothing but the rules of a few modes.
+// Lists of device layouts on the host, with their heads.
+BlockLayout<Kokkos::HostSpace> on_host(const Device& exec, const BlockLayout<Kokkos::CudaSpace>& layout,
+                                       const Sequences<Kokkos::HostSpace>& sequences) {
+    return layout_from_lists(Host(), sequences, layout.grid.block, layout.causal, copy_lists(exec, layout),
+                             layout.host_head_list, layout.host_windows);
+}
+
+// The three operations on lists of every kind give what they give on the host, twice, in arrays that had more.
+TEST(DeviceLayouts, CombinedAreTheHosts) {
+    const Problem<bf16> problem(4, 2, 64, {0, 2000, 2037, 3100}, {0, 2000, 2100, 3163}, Kind::random, 405);
+    Selection<Device, bf16> a(problem), b(problem);
+    const Device exec;
+    const OnDevice<Host, bf16> host(problem);
+    a.run("minference:adaptive_budget=0.2");
+    b.run("xattention:stride=8,block=64,threshold=0.5");
+    const auto modes =
+        build_layout(exec, a.inputs.sequences, 64, true,
+                     {HeadMode::dense(), HeadMode::stream(64, 300), HeadMode::dense(), HeadMode::stream(64, 300)});
+    const LayoutList<Kokkos::CudaSpace> all = {&a.layout, &b.layout, &modes};
+    std::vector<BlockLayout<Kokkos::HostSpace>> copies;
+    for (const auto* layout : all) copies.push_back(on_host(exec, *layout, host.sequences));
+    const LayoutList<Kokkos::HostSpace> host_all = {&copies[0], &copies[1], &copies[2]};
+    Workspace<Kokkos::CudaSpace> workspace;
+    BlockLayout<Kokkos::CudaSpace> result;
+    const auto expect = [&](const BlockLayout<Kokkos::HostSpace>& wanted) {
+        validate(exec, a.inputs.sequences, result);
+        const HostLists was = copy_lists(exec, result), must = copy_lists(Host(), wanted);
+        EXPECT_EQ(was.offsets, must.offsets);
+        EXPECT_EQ(was.columns, must.columns);
+        EXPECT_EQ(was.keys, must.keys);
+        EXPECT_EQ(result.host_head_list, wanted.host_head_list);
+        EXPECT_EQ(sparseattn::detail::to_host(exec, result.head_list), wanted.host_head_list);
+        for (int h = 0; h < 4; ++h) EXPECT_TRUE(result.host_windows[h] == wanted.host_windows[h]) << h;
+    };
+    for (int round = 0; round < 2; ++round) {
+        unite(exec, a.inputs.sequences, all, workspace, result);
+        expect(unite(Host(), host.sequences, host_all));
+        for (const std::vector<int>& pick : {std::vector<int>{0, 1, 2, 2}, {1, 0, 0, 1}, {2, 2, 2, 2}}) {
+            combine(exec, a.inputs.sequences, all, pick, workspace, result);
+            expect(combine(Host(), host.sequences, host_all, pick));
+        }
+        for (const int group : {1, 2, 4}) {
+            share_in_groups(exec, a.inputs.sequences, a.layout, group, workspace, result);
+            expect(share_in_groups(Host(), host.sequences, copies[0], group));
+        }
+    }
+}
+
+// Once everything has its size a selection waits for nothing and allocates nothing, also where layouts are combined.
 TEST(DeviceSelection, WaitsForNothing) {
     const Problem<bf16> problem(4, 2, 128, {0, 2000, 3100}, {0, 2000, 3163}, Kind::random, 403);
-    Selection<Device, bf16> device(problem);
+    const std::vector<std::optional<HeadMode>> fixed = {HeadMode::dense(), std::nullopt, HeadMode::stream(64, 100),
+                                                        std::nullopt};
+    const auto check = [&](auto& device, const std::string& what, const std::string& method, const HeadPlan& plan) {
+        device.run(method, plan);
+        device.run(method, plan);
+        const sparseattn::testing::SteadyRecording recording;
+        device.run(method, plan);
+        std::printf("%s %s: %s\n", what.c_str(), method.c_str(), recording.text().c_str());
+        EXPECT_THAT(recording.memory(), ::testing::IsEmpty()) << what << method;
+        EXPECT_THAT(recording.copies(), ::testing::IsEmpty()) << what << method;
+        EXPECT_THAT(recording.hidden_waits(), ::testing::IsEmpty()) << what << method;
+        EXPECT_EQ(recording.waits(), 0) << what << method;
+        EXPECT_EQ(recording.count("cudaMemcpyAsync"), 0) << what << method;
+    };
     for (const std::string& method : methods) {
-        device.run(method);
-        device.run(method);
-        const sparseattn::testing::KokkosRecording recording;
-        device.run(method);
-        for (const std::string& label : recording.allocations()) EXPECT_EQ(label, "SparseAttn::list_rules") << method;
-        for (const std::string& label : recording.fences()) ADD_FAILURE() << method << " waits: " << label;
-        for (const std::string& label : recording.copies()) ADD_FAILURE() << method << " copies: " << label;
+        for (const HeadPlan& plan : {HeadPlan{}, HeadPlan{fixed, false}, HeadPlan{{}, true}, HeadPlan{fixed, true}}) {
+            Selection<Device, bf16> device(problem);
+            check(device, "bf16", method, plan);
+        }
+        const Problem<float> in_float(4, 2, 128, {0, 2000, 3100}, {0, 2000, 3163}, Kind::random, 404);
+        Selection<Device, float> device(in_float);
+        check(device, "float", method, {fixed, true});
     }
 }
 

@@ -169,27 +169,76 @@ TYPED_TEST(Selector, LabelsItsKernelsAndAllocatesOnlyTheLayout) {
     }
 }
 
-// Into a layout made before: the second call of one shape allocates nothing but a few rules, and gives the same lists.
+// Into a layout made before: the second call of one shape allocates nothing, also where layouts are combined, and gives
+// the same lists.
 TYPED_TEST(Selector, WritesIntoALayoutWithoutAllocating) {
     Problem<float> problem(4, 2, 32, {0, 1000, 1300}, {0, 1000, 1400}, Kind::random, 343);
+    const std::vector<std::optional<HeadMode>> fixed = {HeadMode::dense(), std::nullopt, HeadMode::stream(64, 100),
+                                                        std::nullopt};
+    const std::vector<HeadPlan> plans = {{}, {{}, true}, {fixed, false}, {fixed, true}};
+    std::vector<SelectorOptions> methods;
+    for (const std::string& name : selector_names()) methods.push_back(parse_selector(name));
+    MInferenceOptions mixed;
+    for (const auto type : {MInferencePattern::Type::vertical_and_slash, MInferencePattern::Type::stream_llm,
+                            MInferencePattern::Type::block_sparse, MInferencePattern::Type::tri_shape}) {
+        mixed.heads.push_back({type, 100, 200});
+    }
+    methods.emplace_back(mixed);
+    for (const SelectorOptions& method : methods) {
+        for (const HeadPlan& plan : plans) {
+            SCOPED_TRACE(describe(method) + (plan.share_groups ? ", shared groups" : "") +
+                         (plan.fixed.empty() ? "" : ", fixed heads"));
+            Run<TypeParam> run(problem);
+            SelectionRoom<typename TypeParam::memory_space> room;
+            BlockLayout<typename TypeParam::memory_space> layout;
+            const auto call = [&] {
+                select<TypeParam, float>(run.exec, run.inputs.q(), run.inputs.k(), run.inputs.sequences, method,
+                                         run.workspace, plan, room, layout);
+            };
+            call();
+            call();
+            {
+                const sparseattn::testing::KokkosRecording recording;
+                call();
+                EXPECT_THAT(recording.allocations(), ::testing::IsEmpty());
+                EXPECT_THAT(recording.fences(), ::testing::IsEmpty());
+                EXPECT_THAT(recording.copies(), ::testing::IsEmpty());
+            }
+            validate(run.exec, run.inputs.sequences, layout);
+            const auto fresh = run.layout(method, plan);
+            const HostLists wanted = copy_lists(run.exec, fresh), again = copy_lists(run.exec, layout);
+            EXPECT_EQ(again.offsets, wanted.offsets);
+            EXPECT_EQ(again.columns, wanted.columns);
+            EXPECT_EQ(again.keys, wanted.keys);
+            EXPECT_EQ(layout.host_head_list, fresh.host_head_list);
+        }
+    }
+}
+
+// Plans that change from call to call, as learned gates make them: nothing is allocated once the largest has been.
+TYPED_TEST(Selector, PlansMayChangeWithoutAllocating) {
+    Problem<float> problem(4, 2, 32, {0, 1000, 1300}, {0, 1000, 1400}, Kind::random, 344);
     for (const std::string& name : selector_names()) {
         Run<TypeParam> run(problem);
+        SelectionRoom<typename TypeParam::memory_space> room;
         BlockLayout<typename TypeParam::memory_space> layout;
-        const auto call = [&] {
+        TransposedLayout<typename TypeParam::memory_space> transposed;
+        const auto call = [&](int open) {  // the bits are the heads with a mode
+            HeadPlan plan;
+            if (open != 0) plan.fixed.resize(4);
+            for (int h = 0; h < 4; ++h) {
+                if ((open >> h & 1) != 0) plan.fixed[h] = HeadMode::stream(0, 1);
+            }
             select<TypeParam, float>(run.exec, run.inputs.q(), run.inputs.k(), run.inputs.sequences,
-                                     parse_selector(name), run.workspace, {}, layout);
+                                     parse_selector(name), run.workspace, plan, room, layout);
+            transpose(run.exec, run.inputs.sequences, layout, transposed);
         };
-        call();
-        {
-            const sparseattn::testing::KokkosRecording recording;
-            call();
-            for (const std::string& label : recording.allocations()) EXPECT_EQ(label, "SparseAttn::list_rules") << name;
+        for (int open = 0; open < 16; ++open) call(open);
+        const sparseattn::testing::KokkosRecording recording;
+        for (int open = 15; open >= 0; --open) {
+            call(open);
+            EXPECT_THAT(recording.allocations(), ::testing::IsEmpty()) << name << " " << open;
         }
-        const HostLists fresh = copy_lists(run.exec, run.layout(parse_selector(name)));
-        const HostLists again = copy_lists(run.exec, layout);
-        EXPECT_EQ(again.offsets, fresh.offsets) << name;
-        EXPECT_EQ(again.columns, fresh.columns) << name;
-        EXPECT_EQ(again.keys, fresh.keys) << name;
     }
 }
 

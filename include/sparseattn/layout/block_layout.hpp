@@ -12,12 +12,15 @@
 namespace sparseattn {
 
 /// How the tokens of a packed batch fall into blocks of `block` tokens; blocks never cross a sequence border, so the
-/// last block of a sequence may be short. A "row" is a query block of the batch, numbered through all sequences.
+/// last block of a sequence may be short. A "row" is a query block of the batch, numbered through all sequences. The
+/// arrays of a grid that was made anew keep their room: they may be longer than said here.
 template <class Mem>
 struct BlockGrid {
     int block = 0;
     int rows = 0;                                   // query blocks of all sequences
     int key_blocks = 0;                             // key blocks of all sequences
+    int sequences = 0;                              // of the batch
+    std::uint64_t sequences_id = 0;                 // Sequences::id of those that it was made for
     Array1<std::int32_t, Mem> row_begin;            // [sequences + 1] first row of each sequence
     Array1<std::int32_t, Mem> row_sequence;         // [rows] sequence of each row
     Array1<std::int32_t, Mem> key_block_begin;      // [sequences + 1] first key block of each sequence
@@ -33,8 +36,9 @@ BlockGrid<typename Exec::memory_space> make_block_grid(const Exec& exec,
                                                        int block);
 
 // What makes a grid, layout or transpose also exists as a call that writes into one made before (or a default one). It
-// keeps the arrays that are large enough, so that a repeated call of the same shape allocates nothing, and a grid that
-// was made for the same sequences. Copies of the old one share these arrays: they must not be in use any more.
+// keeps the arrays that are large enough, so that repeated calls allocate nothing once the largest has been made, and a
+// grid that was made for the same sequences. Copies of the old one share these arrays: they must not be in use any
+// more.
 template <class Exec>
 void make_block_grid(const Exec& exec, const Sequences<typename Exec::memory_space>& sequences, int block,
                      BlockGrid<typename Exec::memory_space>& grid);
@@ -43,33 +47,45 @@ void make_block_grid(const Exec& exec, const Sequences<typename Exec::memory_spa
 /// Inside a visited block the token rule of the head applies (sequence end, causality, window); see TokenRule.
 /// Key block and key numbers count inside the row's sequence.
 ///
-/// `columns` and `keys` may be longer than their last offset says: on a device they have room for the most that a
-/// selector may list, so that nobody waits for the number it lists, and a layout written anew keeps the room it had.
-/// What lies past the last offset means nothing.
+/// Arrays may be longer than they need to be: on a device `columns` and `keys` have room for the most that a selector
+/// may list, so that nobody waits for the number it lists, and a layout written anew keeps the room it had. What lies
+/// past the last offset means nothing.
 template <class Mem>
-struct BlockLayout {
+struct LayoutArrays {
     BlockGrid<Mem> grid;
     bool causal = true;
     int heads = 0;                          // query heads
     int lists = 0;                          // distinct lists, 1..heads
+    bool single_keys = false;               // whether key_offsets and keys count
     Array1<std::int32_t, Mem> head_list;    // [heads] list of each head
     Array1<Window, Mem> windows;            // [heads]
     Array1<std::int64_t, Mem> offsets;      // [lists * rows + 1] into columns
     Array1<std::int32_t, Mem> columns;      // key blocks, ascending in each (list, row)
-    Array1<std::int64_t, Mem> key_offsets;  // [lists * rows + 1] into keys, or empty: no single keys
+    Array1<std::int64_t, Mem> key_offsets;  // [lists * rows + 1] into keys
     Array1<std::int32_t, Mem> keys;         // single key columns outside the listed blocks, ascending
 
-    [[nodiscard]] bool has_single_keys() const { return keys.extent(0) > 0; }
+    [[nodiscard]] bool has_single_keys() const { return single_keys; }
 };
+
+/// The arrays, and what a host that plans or launches by the layout would otherwise have to wait for.
+template <class Mem>
+struct BlockLayout : LayoutArrays<Mem> {
+    std::vector<std::int32_t> host_head_list;  // [heads] as head_list
+    std::vector<Window> host_windows;          // [heads] as windows
+};
+
+/// The most heads g such that heads [k g, (k + 1) g) have one list, for every k; a divisor of the heads.
+template <class Mem>
+[[nodiscard]] int heads_sharing(const BlockLayout<Mem>& layout);
 
 /// The same layout seen from the keys: for every (list, key block) the ascending rows that visit it, and for every
 /// (list, key) the ascending rows that visit it as a single column. Row numbers count inside the sequence. `rows` and
-/// `key_rows` are as long as the layout's `columns` and `keys`, or longer.
+/// `key_rows` are as long as the layout's `columns` and `keys`, or longer; so are the offsets.
 template <class Mem>
 struct TransposedLayout {
     Array1<std::int64_t, Mem> offsets;  // [lists * key_blocks + 1] into rows
     Array1<std::int32_t, Mem> rows;
-    Array1<std::int64_t, Mem> key_offsets;  // [lists * keys + 1] into key_rows, or empty
+    Array1<std::int64_t, Mem> key_offsets;  // [lists * keys + 1] into key_rows, with single keys
     Array1<std::int32_t, Mem> key_rows;
 };
 

@@ -33,7 +33,7 @@ struct SelectionGates {
 };
 
 /// Every forward pass of a layer selects anew; its backward pass uses the layout of the forward, which is a constant
-/// for the gradient. A selection waits for the execution space (the number of blocks decides an allocation).
+/// for the gradient. Repeated passes of the same shape allocate nothing and wait for nothing on a device.
 template <class Exec, class T>
 class SelectedAttention : public BlockAttention<Exec, T> {
   public:
@@ -83,6 +83,7 @@ class SelectedAttention : public BlockAttention<Exec, T> {
     bool training_ = false;
     std::vector<Chosen> chosen_;  // one per layer, or one for all
     Workspace<Mem> workspace_;    // of the selectors
+    SelectionRoom<Mem> room_;     // the same
     double selection_seconds_ = 0;
 };
 

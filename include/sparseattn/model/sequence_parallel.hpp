@@ -96,7 +96,7 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     [[nodiscard]] std::vector<float> gate_gradients();
 
     /// Key blocks that the selected heads of the pack have visited, [layers * query heads], from all ranks of the
-    /// group; 0 for other heads.
+    /// group; 0 for other heads. Wait for the passes first.
     [[nodiscard]] std::vector<double> visited_blocks() const;
 
     /// Query heads of a layer of the pack: those of each rank, and those that stay with their tokens.

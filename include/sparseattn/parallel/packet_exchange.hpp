@@ -66,7 +66,7 @@ class PacketExchange {
 
     [[nodiscard]] std::int64_t bytes_sent() const { return transfers_.bytes_sent(); }
     [[nodiscard]] std::int64_t messages_sent() const { return transfers_.messages_sent(); }
-    /// Bytes of buffers held, on the device and on the host.
+    /// Bytes of buffers held in Mem. The copies of a staged exchange, in host memory, come on top.
     [[nodiscard]] std::int64_t allocated() const;
 
   private:

@@ -10,6 +10,7 @@
 #include "sparseattn/core/workspace.hpp"
 #include "sparseattn/layout/block_layout.hpp"
 #include "sparseattn/select/estimated_heads.hpp"
+#include "sparseattn/select/selection_room.hpp"
 
 namespace sparseattn {
 
@@ -61,10 +62,11 @@ struct MInferenceOptions {
 /// counts twice. block_sparse: the block_sparse_blocks largest of mean query . mean key, the row's own blocks among
 /// them. (arXiv 2407.02490, section 3; ties take the lower index.)
 ///
-/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for unless
-/// some heads look at no scores: single keys have room for all kept columns of every row, 4 bytes each. Takes
-/// `minference_bytes` of workspace. Throws InvalidArgument for options out of range, patterns whose number is not Hq,
-/// shapes that do not fit the sequences, and sequences with fewer keys than queries.
+/// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Single keys have room for all kept
+/// columns of every row on a device, 4 bytes each. Takes `minference_bytes` of workspace (bf16 on Hopper GPUs, with no
+/// head of another scored type than vertical_and_slash: cuda/select.hpp, whose workspace is another). Throws
+/// InvalidArgument for options out of range, patterns whose number is not Hq, shapes that do not fit the sequences, and
+/// sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const HeadsView<const T, typename Exec::memory_space>& query,
@@ -74,13 +76,14 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            Workspace<typename Exec::memory_space>& workspace,
                                                            const EstimatedHeads& estimate = {});
 
-/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: see
-/// make_block_grid (layout/block_layout.hpp).
+/// The same into a layout that may have been made before, with `room` for heads that look at no scores, as in select
+/// (selector.hpp): waits for nothing on a device.
 template <class Exec, class T>
 void select_minference(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
                        const HeadsView<const T, typename Exec::memory_space>& key,
                        const Sequences<typename Exec::memory_space>& sequences, const MInferenceOptions& options,
                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
+                       SelectionRoom<typename Exec::memory_space>& room,
                        BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that select_minference takes for `heads` query heads, `estimate` of them, in groups of `group` a

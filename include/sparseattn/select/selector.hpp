@@ -10,6 +10,7 @@
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/select/flexprefill.hpp"
 #include "sparseattn/select/minference.hpp"
+#include "sparseattn/select/selection_room.hpp"
 #include "sparseattn/select/xattention.hpp"
 
 namespace sparseattn {
@@ -72,23 +73,24 @@ struct LayerSelector {
 };
 
 /// The layout of query [T_q, Hq, d] and key [T_k, Hkv, d] (float or bf16) by the method of `options`, heads as `plan`
-/// says. The layout is a constant for gradients. Waits for nothing on a device, unless layouts have to be combined
-/// (heads with modes of their own beside estimated ones, shared groups, MInference heads without scores). Throws
-/// InvalidArgument for options out of range and shapes that do not fit.
+/// says. The layout is a constant for gradients. Throws InvalidArgument for options out of range and shapes that do not
+/// fit.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
     const HeadsView<const T, typename Exec::memory_space>& key, const Sequences<typename Exec::memory_space>& sequences,
     const SelectorOptions& options, Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan = {});
 
-/// The same into a layout that may have been made before, whose arrays are kept where they are large enough: a repeated
-/// call of the same shape allocates nothing where it combines nothing. See make_block_grid (layout/block_layout.hpp).
+/// The same into a layout that may have been made before, whose arrays are kept where they are large enough (see
+/// make_block_grid in layout/block_layout.hpp), with `room` for layouts that have to be combined: heads with modes of
+/// their own beside estimated ones, shared groups, MInference heads without scores. Waits for nothing on a device; a
+/// repeated call of the same shape allocates nothing.
 template <class Exec, class T>
 void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
             const HeadsView<const T, typename Exec::memory_space>& key,
             const Sequences<typename Exec::memory_space>& sequences, const SelectorOptions& options,
             Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan,
-            BlockLayout<typename Exec::memory_space>& layout);
+            SelectionRoom<typename Exec::memory_space>& room, BlockLayout<typename Exec::memory_space>& layout);
 
 /// Bytes of workspace that `select` takes when it estimates all of `heads` query heads; the methods' own functions say
 /// what they are made of.

@@ -53,16 +53,18 @@ class LayerComparison {
 
   private:
     struct Timed {
-        BlockLayout<PrefillMem> layout;
         double selection_seconds = 0;
         double attention_seconds = 0;
     };
+    // Leaves its layout in layout_.
     Timed run(const Sequences<PrefillMem>& sequences, const AttentionInputs<T, PrefillMem>& inputs,
               const LayerSelector& selector, const AttentionOutputs<T, PrefillMem>& outputs);
 
     PrefillExec exec_;
     ComparisonOptions options_;
     Workspace<PrefillMem> selection_, attention_;
+    SelectionRoom<PrefillMem> room_;
+    BlockLayout<PrefillMem> layout_;  // of the method that ran last; kept, so that no round pays for its memory
     Array1<T, PrefillMem> out_;  // of a method under test
     Array1<float, PrefillMem> lse_;
 };

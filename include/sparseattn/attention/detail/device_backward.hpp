@@ -10,14 +10,14 @@ namespace sparseattn::detail::device {
 using generic::BackwardProblem;
 using generic::BranchLanes;
 
-/// lse and delta of a tile's queries in scratch memory.
+/// lse and delta of a tile's queries in scratch memory, [queries] of each branch.
 struct RowTerms {
-    float* lse[2];    // [queries] of each branch
-    float* delta[2];  // [queries]
+    float* base;
+    int side;
 
-    KOKKOS_INLINE_FUNCTION RowTerms(float* base, int side)
-        : lse{base, base + side}, delta{base + 2 * side, base + 3 * side} {}
     static constexpr int arrays = 4;
+    [[nodiscard]] KOKKOS_INLINE_FUNCTION float* lse(int branch) const { return base + branch * side; }
+    [[nodiscard]] KOKKOS_INLINE_FUNCTION float* delta(int branch) const { return base + (2 + branch) * side; }
 };
 
 /// The branches that a head computes on one tile.
@@ -57,10 +57,10 @@ struct PairTerms {
     template <class Mem>
     KOKKOS_INLINE_FUNCTION PairTerms(const HeadWork& work, const TileBranches<Mem>& branches, const RowTerms& terms,
                                      std::int32_t first, int at)
-        : outer{LaneRule<4>(branches.outer, first), work.outer_weight, terms.lse[work.outer] + at,
-                terms.delta[work.outer] + at},
-          inner{LaneRule<4>(branches.inner, first), work.inner_weight, terms.lse[1 - work.outer] + at,
-                terms.delta[1 - work.outer] + at} {}
+        : outer{LaneRule<4>(branches.outer, first), work.outer_weight, terms.lse(work.outer) + at,
+                terms.delta(work.outer) + at},
+          inner{LaneRule<4>(branches.inner, first), work.inner_weight, terms.lse(1 - work.outer) + at,
+                terms.delta(1 - work.outer) + at} {}
     KOKKOS_INLINE_FUNCTION void differentiate(const Listed& in, std::int32_t j, float scale, float (&score)[4],
                                               float (&gradient)[4]) const {
         float p[4] = {}, ds[4] = {};
@@ -95,8 +95,8 @@ KOKKOS_INLINE_FUNCTION void load_row_terms(int rank, int side, const BackwardPro
     for (int b = 0; b < 2; ++b) {
         const bool used = (b == work.outer || b == work.inner) && rank < queries.count;
         const float lse = used ? problem.outputs[b].lse(query, head) : infinite;
-        terms.lse[b][rank] = lse == -infinite ? infinite : lse;
-        terms.delta[b][rank] = used ? problem.delta[b](query, head) : 0.0F;
+        terms.lse(b)[rank] = lse == -infinite ? infinite : lse;
+        terms.delta(b)[rank] = used ? problem.delta[b](query, head) : 0.0F;
     }
 }
 
@@ -126,10 +126,10 @@ struct QueryKernel {
 
     template <class Team>
     KOKKOS_INLINE_FUNCTION void run(const Team& team, float* memory) const {
-        const QueryWork part = query_work(problem, team.league_rank());
+        const QueryWork part = longest_first(problem, team.league_rank());
         if (part.queries.count <= 0) return;
         float* const panel = memory + Tile::steps_floats;
-        const RowTerms terms(panel + Tile::panel_floats, Tile::side);
+        const RowTerms terms{panel + Tile::panel_floats, Tile::side};
         const int rank = team.team_rank(), kv = part.head / problem.group;
         const HeadWork work = problem.work(part.head);
         const auto queries = head_rows(problem.inputs.query, part.head);
@@ -162,7 +162,7 @@ struct QueryKernel {
                                               float (&gradient)[rows][columns]) const {
         const int i = score_row<Tile>(at, 0);
         if (branches.whole() && keys.count == Tile::side) {
-            const Four lse = four_of(terms.lse[work.outer] + i), delta = four_of(terms.delta[work.outer] + i);
+            const Four lse = four_of(terms.lse(work.outer) + i), delta = four_of(terms.delta(work.outer) + i);
             SPARSEATTN_UNROLL
             for (int m = 0; m < rows; ++m) {
                 SPARSEATTN_UNROLL
@@ -211,11 +211,12 @@ struct KeyKernel {
     template <class Team>
     KOKKOS_INLINE_FUNCTION void run(const Team& team, float* memory) const {
         const auto& grid = problem.branch[0].layout.grid;
-        const int parts = grid.block / Tile::side;
-        const int number = team.league_rank() / parts % grid.key_blocks;
-        const int kv = team.league_rank() / parts / grid.key_blocks;
+        // Heads fastest: under a causal mask the first keys of all heads, whose columns are the longest, come first.
+        const int parts = grid.block / Tile::side, kv_heads = problem.heads / problem.group;
+        const int kv = team.league_rank() % kv_heads, part = team.league_rank() / kv_heads;
+        const int number = part / parts;
         const TokenBlock block = problem.branch[0].key_block(number);
-        const int first = block.begin + team.league_rank() % parts * Tile::side, left = block.end - first;
+        const int first = block.begin + part % parts * Tile::side, left = block.end - first;
         if (left <= 0) return;
         const TokenTile keys{block.origin, first, left < Tile::side ? left : Tile::side, nullptr};
         Sums dkeys, dvalues;
@@ -283,7 +284,7 @@ struct KeyKernel {
         const int rank = team.team_rank(), kv = head / problem.group;
         float* const weights = memory + Tile::steps_floats;
         float* const gradients = weights + Tile::panel_floats;
-        const RowTerms terms(gradients + Tile::panel_floats, Tile::side);
+        const RowTerms terms{gradients + Tile::panel_floats, Tile::side};
         const auto query_rows = head_rows(problem.inputs.query, head);
         const auto dout_rows = head_rows(problem.dout, head);
         const Place at = place<Tile::side / rows>(rank);
@@ -314,7 +315,7 @@ struct KeyKernel {
         for (int part = 0; part < Tile::score_parts; ++part) {
             const int i = score_column<Tile>(at, 4 * part);
             if (branches.whole()) {
-                const Four lse = four_of(terms.lse[work.outer] + i), delta = four_of(terms.delta[work.outer] + i);
+                const Four lse = four_of(terms.lse(work.outer) + i), delta = four_of(terms.delta(work.outer) + i);
                 SPARSEATTN_UNROLL
                 for (int m = 0; m < rows; ++m) {
                     SPARSEATTN_UNROLL

@@ -39,7 +39,7 @@ struct ForwardKernel {
 
     template <class Team>
     KOKKOS_INLINE_FUNCTION void run(const Team& team, float* memory) const {
-        const QueryWork work = query_work(problem, team.league_rank());
+        const QueryWork work = longest_first(problem, team.league_rank());
         if (work.queries.count <= 0) return;
         const Scratch tile(memory);
         const HeadWork head = problem.work(work.head);

@@ -27,17 +27,21 @@ struct TeamKernel {
     }
 };
 
-/// Runs a kernel in `teams` teams, `resident` of them on a multiprocessor at once as far as registers go. Its arguments
-/// travel with the launch: in constant memory they would make it wait for earlier kernels.
+/// Lets a kernel's arguments travel with its launch. CUDA's back end copies larger ones to constant memory else, and
+/// for that the host waits until an earlier kernel has read its own.
+template <class Policy>
+auto light(const Policy& policy) {
+    return Kokkos::Experimental::require(policy, Kokkos::Experimental::WorkItemProperty::HintLightWeight);
+}
+
+/// Runs a kernel in `teams` teams, `resident` of them on a multiprocessor at once as far as registers go.
 template <int resident, class Exec, class Kernel>
 void launch(const char* label, const Exec& exec, std::int64_t teams, const Kernel& kernel) {
     if (teams == 0) return;
     using Policy = Kokkos::TeamPolicy<Exec, Kokkos::LaunchBounds<Kernel::Tile::threads, resident>>;
     Policy policy(exec, static_cast<int>(teams), Kernel::Tile::threads, 1);
     policy.set_scratch_size(0, Kokkos::PerTeam(static_cast<int>((Kernel::floats + 4) * sizeof(float) + 16)));
-    Kokkos::parallel_for(label,
-                         Kokkos::Experimental::require(policy, Kokkos::Experimental::WorkItemProperty::HintLightWeight),
-                         TeamKernel<Exec, Kernel>{kernel});
+    Kokkos::parallel_for(label, light(policy), TeamKernel<Exec, Kernel>{kernel});
 }
 
 /// use(std::integral_constant<int, d>) for a head dimension of the generic implementation.

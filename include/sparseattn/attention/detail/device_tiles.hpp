@@ -127,6 +127,28 @@ KOKKOS_INLINE_FUNCTION Four four_of(const float* scratch) {
     return *reinterpret_cast<const Four*>(scratch);
 }
 
+/// sum += the product of a step's channels.
+template <class Tile>
+KOKKOS_INLINE_FUNCTION void add_score_step(const float* data, const Place& at,
+                                           float (&sum)[Tile::score_rows][Tile::score_columns]) {
+    constexpr int depth = Tile::depth, side = Tile::side, exchange = 128 / depth;
+    SPARSEATTN_UNROLL
+    for (int c = 0; c < depth; ++c) {
+        const int exchanged = exchange / 4 * (c / 4);
+        const float* const line = data + c * side;
+        const Four a = four_of(line + 4 * (at.row ^ exchanged));
+        SPARSEATTN_UNROLL
+        for (int part = 0; part < Tile::score_parts; ++part) {
+            const Four b = four_of(line + depth * side + 4 * ((at.column ^ exchanged) + Tile::score_groups * part));
+            SPARSEATTN_UNROLL
+            for (int m = 0; m < 4; ++m) {
+                SPARSEATTN_UNROLL
+                for (int n = 0; n < 4; ++n) sum[m][4 * part + n] += a.x[m] * b.x[n];
+            }
+        }
+    }
+}
+
 /// sum = own visiting^T, over all channels; rows and columns behind the last token hold any number. In a step, a factor
 /// lies in scratch memory as [channel][token], where the groups of 4 tokens of channels 4 c .. 4 c + 3 are exchanged by
 /// c, so that both the transposing stores and the reads touch every bank once.
@@ -168,21 +190,7 @@ KOKKOS_INLINE_FUNCTION void scores(const Team& team, float* steps, const HeadRow
             for (int u = 0; u < units; ++u) source[u] += depth;
             read_fours(source, aligned, next);
         }
-        SPARSEATTN_UNROLL
-        for (int c = 0; c < depth; ++c) {
-            const int exchanged = exchange / 4 * (c / 4);
-            const float* const line = data + c * side;
-            const Four a = four_of(line + 4 * (at.row ^ exchanged));
-            SPARSEATTN_UNROLL
-            for (int part = 0; part < Tile::score_parts; ++part) {
-                const Four b = four_of(line + depth * side + 4 * ((at.column ^ exchanged) + Tile::score_groups * part));
-                SPARSEATTN_UNROLL
-                for (int m = 0; m < 4; ++m) {
-                    SPARSEATTN_UNROLL
-                    for (int n = 0; n < 4; ++n) sum[m][4 * part + n] += a.x[m] * b.x[n];
-                }
-            }
-        }
+        add_score_step<Tile>(data, at, sum);
     }
 }
 
@@ -268,6 +276,14 @@ KOKKOS_INLINE_FUNCTION void clear(float (&sum)[rows][columns]) {
         SPARSEATTN_UNROLL
         for (int n = 0; n < columns; ++n) sum[m][n] = 0;
     }
+}
+
+/// Splits a league rank: heads fastest, so that under a causal mask the longest rows of all heads come first.
+template <class T, class Mem>
+KOKKOS_INLINE_FUNCTION QueryWork longest_first(const GenericProblem<T, Mem>& problem, int rank) {
+    const auto& grid = problem.branch[0].layout.grid;
+    const int parts = grid.block / problem.shape.queries, part = rank / problem.heads;
+    return query_part(problem, rank % problem.heads, grid.rows - 1 - part / parts, parts - 1 - part % parts);
 }
 
 /// The key tiles that a branch lists for the rows of a query block, one after the other: blocks first, then single

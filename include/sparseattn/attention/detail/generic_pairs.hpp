@@ -130,19 +130,24 @@ struct QueryWork {
     TokenBlock rows;
     TokenTile queries;
 };
+/// `queries.count` <= 0: nothing to do, the block is shorter.
+template <class T, class Mem>
+KOKKOS_INLINE_FUNCTION QueryWork query_part(const GenericProblem<T, Mem>& problem, int head, int row, int part) {
+    QueryWork work{};
+    work.head = head;
+    work.rows = problem.branch[0].query_block(row);
+    const int first = work.rows.begin + part * problem.shape.queries;
+    const int left = work.rows.end - first;
+    work.queries = {work.rows.origin, first, left < problem.shape.queries ? left : problem.shape.queries, nullptr};
+    return work;
+}
 /// Splits a league rank: parts of a block fastest, then blocks (the last, longest under a causal mask, first), then
-/// heads. `queries.count` <= 0: nothing to do, the block is shorter.
+/// heads.
 template <class T, class Mem>
 KOKKOS_INLINE_FUNCTION QueryWork query_work(const GenericProblem<T, Mem>& problem, int rank) {
     const auto& grid = problem.branch[0].layout.grid;
     const int parts = grid.block / problem.shape.queries, rank_row = rank / parts;
-    QueryWork work{};
-    work.head = rank_row / grid.rows;
-    work.rows = problem.branch[0].query_block(grid.rows - 1 - rank_row % grid.rows);
-    const int first = work.rows.begin + rank % parts * problem.shape.queries;
-    const int left = work.rows.end - first;
-    work.queries = {work.rows.origin, first, left < problem.shape.queries ? left : problem.shape.queries, nullptr};
-    return work;
+    return query_part(problem, rank_row / grid.rows, grid.rows - 1 - rank_row % grid.rows, rank % parts);
 }
 template <class T, class Mem>
 std::int64_t query_teams(const GenericProblem<T, Mem>& problem) {

@@ -39,7 +39,7 @@ KOKKOS_INLINE_FUNCTION bool contains(const Entries& entries, EntryRange range, s
 
 template <class Mem>
 struct LayoutView {
-    BlockLayout<Mem> layout;
+    LayoutArrays<Mem> layout;
     Array1<const std::int32_t, Mem> query_offsets;
     Array1<const std::int32_t, Mem> key_offsets;
     bool singles = false;

@@ -29,12 +29,15 @@ std::vector<typename View::non_const_value_type> to_host(const Exec& exec, const
     return values;
 }
 
-/// Gives `array` room for at least `count` elements; what it held is lost when it grows.
+/// Gives `array` room for at least `count` elements; what it held is lost when it grows. One that grows again gets a
+/// quarter more than before at least: shapes that wander from call to call soon find room.
 template <class T, class Mem, class Exec>
 void make_room(const Exec& exec, const std::string& label, std::int64_t count, Array1<T, Mem>& array) {
-    if (static_cast<std::int64_t>(array.extent(0)) >= count) return;
+    const auto had = static_cast<std::int64_t>(array.extent(0));
+    if (had >= count) return;
     array = Array1<T, Mem>();  // before the new one is there
-    array = Array1<T, Mem>(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label), count);
+    array = Array1<T, Mem>(Kokkos::view_alloc(exec, Kokkos::WithoutInitializing, label),
+                           had + had / 4 > count ? had + had / 4 : count);
 }
 /// Gives `array` exactly `count` elements.
 template <class T, class Mem, class Exec>
@@ -48,10 +51,11 @@ struct ValuePack {
     T values[size];
 };
 
-/// Writes a few host values to `to` through the arguments of kernels: nothing is waited for.
+/// Writes a few host values to `to` through the arguments of kernels: nothing is waited for. (Kokkos passes functors of
+/// 512 bytes and more through constant memory on CUDA, and then waits for the kernel that used it last.)
 template <class T, class Exec>
 void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, T* to) {
-    constexpr int size = 1024 / static_cast<int>(sizeof(T));
+    constexpr int size = 384 / static_cast<int>(sizeof(T));
     const int count = static_cast<int>(values.size());
     for (int first = 0; first < count; first += size) {
         ValuePack<T, size> pack{};
@@ -63,10 +67,10 @@ void put_values(const Exec& exec, const std::string& label, const std::vector<T>
             KOKKOS_LAMBDA(int i) { begin[i] = pack.values[i]; });
     }
 }
-/// The same into `array`, made of that size.
+/// The same into `array`, which gets room for them.
 template <class T, class Mem, class Exec>
 void put_values(const Exec& exec, const std::string& label, const std::vector<T>& values, Array1<T, Mem>& array) {
-    make_size(exec, label, static_cast<std::int64_t>(values.size()), array);
+    make_room(exec, label, static_cast<std::int64_t>(values.size()), array);
     put_values(exec, label, values, array.data());
 }
 

@@ -50,7 +50,7 @@ void build_csr(const Exec& exec, const std::string& label, std::int64_t row_coun
     using Mem = typename Exec::memory_space;
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
     constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
-    make_size(exec, label + ".offsets", row_count + 1, offsets);
+    make_room(exec, label + ".offsets", row_count + 1, offsets);
     Kokkos::parallel_for(label + ".count", Policy(exec, 0, row_count + 1), CountRows<Mem, Rows>{rows, offsets});
     if (!on_host && most) {
         Kokkos::parallel_scan(label + ".scan", Policy(exec, 0, row_count), ScanRows<Mem>{offsets});

@@ -10,6 +10,7 @@ namespace sparseattn::detail {
 // For every (list, row) ascending columns of the row's sequence.
 template <class Mem>
 struct CsrRows {
+    std::int32_t sequences;
     std::int32_t lists, rows, columns;             // rows and columns of the batch
     Array1<const std::int32_t, Mem> row_begin;     // [sequences + 1]
     Array1<const std::int32_t, Mem> row_sequence;  // [rows]
@@ -20,7 +21,7 @@ struct CsrRows {
 // For every (list, column) ascending rows, counted in the sequence.
 template <class Mem>
 struct CsrTranspose {
-    Array1<std::int64_t, Mem> offsets;  // [lists * columns + 1]
+    Array1<std::int64_t, Mem> offsets;  // [lists * columns + 1] or more
     Array1<std::int32_t, Mem> rows;     // room for all entries
 };
 

@@ -36,7 +36,10 @@ struct PackSettings {
 // Labels of a pack that count.
 [[nodiscard]] std::int64_t count_labels(const PackedTokens& pack);
 
-// The pack on the device.
+// The pack on the device, in a batch that may have been filled before. Does not wait: `pack` must stay until `exec` has
+// been waited for.
+void fill_batch(const TrainExec& exec, const PackedTokens& pack, Batch<TrainMem>& batch);
+// The same in a new batch; waits.
 [[nodiscard]] Batch<TrainMem> make_batch(const TrainExec& exec, const PackedTokens& pack);
 
 // The layers of the gated operator of a sparse branch that selects.
