@@ -3,6 +3,8 @@
 /// The key pass: what a thread block keeps in shared memory, the warp that fills it and the warps that empty it. Device
 /// code for sm_90a only.
 
+#include <type_traits>
+
 #include "cuda/hopper/backward_look.cuh"
 #include "cuda/hopper/backward_parts.cuh"
 
@@ -120,31 +122,40 @@ struct KeyPassLoad {
             __syncwarp();
         }
 
-        /// One row (query block) of the share, as tiles.
-        __device__ __forceinline__ void send_row(int row, int bit) {
+        /// One row (query block) of the share, as tiles that see keys [j0, j1).
+        __device__ __forceinline__ void send_row(int row, int bit, const TokenRule& rule, int j0, int j1) {
             const PieceNote& piece = shared.piece;
             const Share& share = shared.share;
 #pragma unroll
             for (int part = 0; part < B / query_tile; ++part) {
                 const int i0 = row * B + part * query_tile;
-                const int i1 = min(i0 + query_tile, piece.span.queries);
-                if (i0 >= i1 || share.rule.none_visible(i0, i1, piece.j0, piece.j1)) continue;
-                bool whole = share.rule.all_visible(i0, i1, piece.j0, piece.j1);
-                if constexpr (!WithQueries) whole = whole && shared.look.all_keys(shared.keys, bit, lane);
+                const int i1 = min(i0 + query_tile, rule.queries);
+                if (i0 >= i1 || rule.none_visible(i0, i1, j0, j1)) continue;
+                bool whole = rule.all_visible(i0, i1, j0, j1);
+                if constexpr (!WithQueries) {
+                    if (bit >= 0) whole = whole && shared.look.all_keys(shared.keys, bit, lane);
+                }
                 const int tile = share.head * args.tiles + (piece.row_begin + row) * (B / query_tile) + part;
                 send({i0, whole ? 0 : 1 + share.branch, share.head, tile}, piece.span.query_begin + i0,
-                     piece.span.queries - i0, share.branch * args.query_heads * args.tiles + tile, bit);
+                     rule.queries - i0, share.branch * args.query_heads * args.tiles + tile, bit);
             }
         }
         /// The rows of the share: those of its list, then those that are looked at.
         __device__ __forceinline__ void send_share() {
             ListWalk rows(shared.share.entries, shared.share.count, lane);
-            for (int index = 0; index < shared.share.count; ++index) send_row(rows.entry(index), -1);
+            {
+                // With blocks of 64 tiles come fastest, and there are registers to keep this.
+                std::conditional_t<B == 64, const TokenRule, const TokenRule&> rule = shared.share.rule;
+                const int& j0 = shared.piece.j0;
+                for (int index = 0; index < shared.share.count; ++index) {
+                    send_row(rows.entry(index), -1, rule, j0, j0 + tile_keys);
+                }
+            }
             if constexpr (!WithQueries) {
                 for (int first = shared.share.first_row; first < shared.share.end_row; first += 32) {
                     for (unsigned found = shared.look.take(lane); found != 0; found &= found - 1) {
                         const int bit = __ffs(found) - 1;
-                        send_row(first + bit, bit);
+                        send_row(first + bit, bit, shared.share.rule, shared.piece.j0, shared.piece.j1);
                     }
                     shared.look.give_back();
                 }

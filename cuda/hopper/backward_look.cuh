@@ -109,14 +109,12 @@ struct LookShared {
         if (elect_one()) turn ^= 1;
         __syncwarp();
     }
-    /// Whether row `bit` visits all keys of which results are written; bit -1: it does.
+    /// Whether row `bit` visits all keys of which results are written.
     __device__ __forceinline__ bool all_keys(const int* keys, int bit, int lane) const {
         bool all = true;
-        if (bit >= 0) {
 #pragma unroll
-            for (int key = fresh(lane); key < Keys; key += 32) {
-                all = all && ((words[turn][key] >> bit & 1) != 0 || keys[key] == no_key);
-            }
+        for (int key = fresh(lane); key < Keys; key += 32) {
+            all = all && ((words[turn][key] >> bit & 1) != 0 || keys[key] == no_key);
         }
         return __all_sync(0xffffffffu, all);
     }

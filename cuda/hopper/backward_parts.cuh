@@ -59,8 +59,7 @@ class PieceQueue {
 struct TileNote {
     int begin;   // first query (key pass) or key (query pass) in its sequence; -1 ends the item
     int masked;  // 0, or 1 + the branch whose token rule hides pairs
-    int head;    // query head (key pass); in the query pass: of an end mark the next branch of the item, or -1; of
-                 // others 1: single keys
+    int head;    // query head (key pass); of an end mark of the query pass: the next branch of the item, or -1
     int tile;    // number over all heads (key pass)
 };
 

@@ -78,30 +78,7 @@ struct QueryPass : QueryPassLoad<D, B> {
             const ItemNote item = shared.item;
             const int branch = shared.notes[keys.stage].masked - 1;
             const TokenRule rule{item.queries, item.keys, causal_of(args, branch), window_of(args, branch, item.head)};
-            const int j0 = shared.notes[keys.stage].begin + lane() % 4 * 2;
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int query = item.begin + first_query() + row() + 8 * half;
-                const int end = rule.key_end(query) - j0;  // all counted from the thread's first key
-                const int local = rule.local_begin(query) - j0;
-                const int sink = rule.window.sink - j0;
-#pragma unroll
-                for (int i = 0; i < scores; i += 4) {
-#pragma unroll
-                    for (int side = 0; side < 2; ++side) {
-                        const int key = i * 2 + side;
-                        if (key >= end || (key >= sink && key < local)) score[i + 2 * half + side] = -INFINITY;
-                    }
-                }
-            }
-        }
-
-        /// The same for single keys.
-        __device__ __forceinline__ void mask_singles() {
-            const ItemNote item = shared.item;
-            const int branch = shared.notes[keys.stage].masked - 1;
-            const TokenRule rule{item.queries, item.keys, causal_of(args, branch), window_of(args, branch, item.head)};
-            const int* singles = shared.singles[keys.stage] + lane() % 4 * 2;
+            const int* tile = shared.table[keys.stage] + lane() % 4 * 2;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int query = item.begin + first_query() + row() + 8 * half;
@@ -110,7 +87,7 @@ struct QueryPass : QueryPassLoad<D, B> {
                 for (int i = 0; i < scores; i += 4) {
 #pragma unroll
                     for (int side = 0; side < 2; ++side) {
-                        const int key = singles[i * 2 + side];
+                        const int key = tile[i * 2 + side];
                         if (key >= end || (key >= rule.window.sink && key < local)) {
                             score[i + 2 * half + side] = -INFINITY;
                         }
@@ -135,12 +112,7 @@ struct QueryPass : QueryPassLoad<D, B> {
             start_dscores();
             product_wait<1>();
             pin(score);
-            if (shared.notes[keys.stage].masked != 0) {
-                if (shared.notes[keys.stage].head != 0)
-                    mask_singles();
-                else
-                    mask();
-            }
+            if (shared.notes[keys.stage].masked != 0) mask();
 #pragma unroll
             for (int i = 0; i < scores; ++i) score[i] = exp2_fast(score[i] * args.scale_log2 - lse[i / 2 % 2]);
             if constexpr (split_queries) {  // measured: it does not help blocks of 64

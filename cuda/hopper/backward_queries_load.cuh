@@ -34,8 +34,8 @@ struct QueryPassLoad {
         alignas(1024) unsigned char key[key_stages][key_bytes];
         alignas(1024) unsigned char value[value_stages][key_bytes];
         TileNote notes[key_stages];
-        int singles[key_stages][tile_keys];  // of a tile of single keys
-        GatherOrder orders[2];               // of keys, of values
+        int table[key_stages][tile_keys];  // the keys of a tile that is masked
+        GatherOrder orders[2];             // of keys, of values
         ItemNote item, next_item;
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
@@ -75,6 +75,10 @@ struct QueryPassLoad {
         __device__ __forceinline__ void send(const TileNote& note, int token, int head, int valid) {
             barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
             if (elect_one()) shared.notes[keys.stage] = note;
+            if (note.masked != 0) {
+#pragma unroll 1
+                for (int i = fresh(lane); i < tile_keys; i += 32) shared.table[keys.stage][i] = note.begin + i;
+            }
             __syncwarp();
             load(shared.key[keys.stage], &maps.key, &shared.key_full[keys.stage], note.begin, token, head, valid);
             keys.next();
@@ -96,10 +100,11 @@ struct QueryPassLoad {
             for (int first = 0; first < list.count; first += tile_keys) {
                 if (due) take_queries();
                 barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
-                for (int i = lane; i < tile_keys; i += 32) {
-                    shared.singles[keys.stage][i] = first + i < list.count ? list.entries[first + i] : no_key;
+#pragma unroll 1
+                for (int i = fresh(lane); i < tile_keys; i += 32) {
+                    shared.table[keys.stage][i] = first + i < list.count ? list.entries[first + i] : no_key;
                 }
-                if (elect_one()) shared.notes[keys.stage] = {0, 1 + branch, 1, 0};
+                if (elect_one()) shared.notes[keys.stage] = {0, 1 + branch, 0, 0};
                 give(0, {keys.stage, keys.stage, key_head, key_token});
                 barrier_wait(&shared.value_empty[values.stage], values.phase ^ 1);
                 give(1, {values.stage, keys.stage, key_head, key_token});
@@ -192,7 +197,7 @@ struct QueryPassLoad {
             if (order.stage < 0) break;
             gather_rows<tile_keys, D, 96>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
                                           which == 0 ? args.key : args.value, order.head, order.token, args.head_dim,
-                                          shared.singles[order.list], thread);
+                                          shared.table[order.list], thread);
             named_sync(3, 96);
             if (thread == 0) {
                 barrier_arrive(which == 0 ? &shared.key_full[order.stage] : &shared.value_full[order.stage]);
