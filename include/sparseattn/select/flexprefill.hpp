@@ -32,8 +32,9 @@ struct FlexPrefillOptions {
 /// n_k <= max(2 B, min_budget) is dense. (arXiv 2502.20766, section 3; ties take the lower index.)
 ///
 /// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for. Takes
-/// `flexprefill_bytes` of workspace (bf16 on Hopper GPUs: cuda/select.hpp, whose workspace is another). Throws InvalidArgument for options out of range, shapes that do not fit the
-/// sequences, and sequences with fewer keys than queries.
+/// `flexprefill_bytes` of workspace (bf16 on Hopper GPUs: cuda/select.hpp, whose workspace is another). Throws
+/// InvalidArgument for options out of range, shapes that do not fit the sequences, and sequences with fewer keys than
+/// queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_flexprefill(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,

@@ -65,7 +65,7 @@ class LayerComparison {
     Workspace<PrefillMem> selection_, attention_;
     SelectionRoom<PrefillMem> room_;
     BlockLayout<PrefillMem> layout_;  // of the method that ran last; kept, so that no round pays for its memory
-    Array1<T, PrefillMem> out_;  // of a method under test
+    Array1<T, PrefillMem> out_;       // of a method under test
     Array1<float, PrefillMem> lse_;
 };
 
