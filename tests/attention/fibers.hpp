@@ -37,16 +37,8 @@ class FiberTeam {
     void run(int league_rank, const std::function<void(const FiberMember&)>& body) {
         body_ = &body;
         league_rank_ = league_rank;
-        for (std::size_t rank = 0; rank < fibers_.size(); ++rank) {
-            Fiber& fiber = fibers_[rank];
-            fiber.done = false;
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.data();
-            fiber.context.uc_stack.ss_size = fiber.stack.size();
-            fiber.context.uc_link = &scheduler_;
-            current_ = this;
-            makecontext(&fiber.context, &FiberTeam::enter, 0);
-        }
+        current_ = this;
+        for (Fiber& fiber : fibers_) begin(fiber);
         for (bool running = true; running;) {
             running = false;
             for (std::size_t turn = 0; turn < fibers_.size(); ++turn) {
@@ -67,6 +59,15 @@ class FiberTeam {
         std::vector<char> stack;
         bool done = false;
     };
+    // By itself, since variables of a function that calls getcontext may not outlive its second return.
+    void begin(Fiber& fiber) {
+        fiber.done = false;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = &scheduler_;
+        makecontext(&fiber.context, &FiberTeam::enter, 0);
+    }
     static void enter() {
         FiberTeam& team = *current_;
         const std::size_t rank = team.rank_;
