@@ -18,6 +18,10 @@ cudaError_t launch(Kernel kernel, const BackwardArgs& args, const KeyPassMaps& m
     return launch_overlapping(kernel, dim3(static_cast<unsigned>(processors)), 384, bytes, stream, args, maps);
 }
 
+template <int D, int B, KeyPassWith With>
+cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int processors, cudaStream_t stream) {
+    return launch<KeyPass<D, B, With>>(key_pass_kernel<D, B, With>, args, maps, processors, stream);
+}
 template <int D, int B>
 cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int processors, cudaStream_t stream) {
     const bool with_queries = args.dq_sums != nullptr;
@@ -25,13 +29,14 @@ cudaError_t launch(const BackwardArgs& args, const KeyPassMaps& maps, int proces
         if (with_queries) return cudaErrorNotSupported;
         return launch<WideKeyPass<B>>(wide_key_pass_kernel<B>, args, maps, processors, stream);
     } else {
-        if (!with_queries) {
-            return launch<KeyPass<D, B, false>>(key_pass_kernel<D, B, false>, args, maps, processors, stream);
+        if (with_queries) {
+            if constexpr (B == 128 || D == 64) {
+                return launch<D, B, KeyPassWith::queries>(args, maps, processors, stream);
+            }
+            return cudaErrorNotSupported;
         }
-        if constexpr (B == 128 || D == 64) {
-            return launch<KeyPass<D, B, true>>(key_pass_kernel<D, B, true>, args, maps, processors, stream);
-        }
-        return cudaErrorNotSupported;
+        return args.lines.taken != nullptr ? launch<D, B, KeyPassWith::singles>(args, maps, processors, stream)
+                                           : launch<D, B, KeyPassWith::nothing>(args, maps, processors, stream);
     }
 }
 template <int D>

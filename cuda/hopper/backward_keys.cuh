@@ -14,11 +14,11 @@
 
 namespace sparseattn::cuda::hopper {
 
-template <int D, int B, bool WithQueries>
-struct KeyPass : KeyPassLoad<D, B, WithQueries> {
-    using Load = KeyPassLoad<D, B, WithQueries>;
+template <int D, int B, KeyPassWith With>
+struct KeyPass : KeyPassLoad<D, B, With> {
+    using Load = KeyPassLoad<D, B, With>;
     using Load::hold, Load::key_bytes, Load::key_panel, Load::part_channels, Load::query_panel, Load::split_keys;
-    using Load::stages, Load::tile_step;
+    using Load::stages, Load::tile_step, Load::with_queries;
     using typename Load::Shared;
 
     struct Consumer {
@@ -140,7 +140,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
         __device__ __forceinline__ void step(int before) {
             if constexpr (First) {
                 start_scores();
-            } else if constexpr (WithQueries) {
+            } else if constexpr (with_queries) {
                 finish_before<true>(before);
             } else {
                 start_scores();
@@ -169,7 +169,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
 #endif
             Load::differentiate(shared.values[ring.stage], lane(), packed_score, dscore, packed_dscore);
             pin(packed_dscore);
-            if constexpr (WithQueries) publish_dscores();
+            if constexpr (with_queries) publish_dscores();
             product_wait<0>();
         }
 
@@ -188,7 +188,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
                 before = ring.stage;
                 next_tile();
             }
-            if constexpr (WithQueries) {
+            if constexpr (with_queries) {
                 finish_before<false>(before);
             } else {
                 start_dkey(before);
@@ -209,7 +209,7 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
                 next_tile();
                 finish();
             }
-            if constexpr (WithQueries) {
+            if constexpr (with_queries) {
                 barrier_wait(&shared.dquery_empty[group()], turn ^ 1);
                 if (thread() == 0) shared.dquery_tile[group()] = -1;
                 barrier_arrive(&shared.dquery_full[group()]);
@@ -267,10 +267,10 @@ struct KeyPass : KeyPassLoad<D, B, WithQueries> {
     };
 };
 
-template <int D, int B, bool WithQueries>
+template <int D, int B, KeyPassWith With>
 __global__ void __launch_bounds__(384, 1)
     key_pass_kernel(const __grid_constant__ BackwardArgs args, const __grid_constant__ KeyPassMaps maps) {
-    using Pass = KeyPass<D, B, WithQueries>;
+    using Pass = KeyPass<D, B, With>;
     extern __shared__ __align__(1024) unsigned char raw[];
     auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
     Pass::open(shared);

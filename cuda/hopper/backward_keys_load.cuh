@@ -10,9 +10,14 @@
 
 namespace sparseattn::cuda::hopper {
 
-/// Head dimension, block, whether dQ is summed too.
-template <int D, int B, bool WithQueries>
+/// What the key pass does besides: nothing, sums of dQ too, single keys.
+enum class KeyPassWith { nothing, queries, singles };
+
+/// Head dimension, block. Calls without single keys have kernels of their own: what looks for them would slow them
+/// down.
+template <int D, int B, KeyPassWith With>
 struct KeyPassLoad {
+    static constexpr bool with_queries = With == KeyPassWith::queries, with_singles = With == KeyPassWith::singles;
     static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
     static constexpr bool wide = D == 256;           // the warpgroups split the channels: backward_keys_wide.cuh
     static constexpr int tile_keys = wide ? 64 : B;  // of a block that are worked on at once
@@ -21,7 +26,7 @@ struct KeyPassLoad {
     static constexpr int query_bytes = query_tile * D * 2;
     static constexpr int key_panel = tile_keys * swizzle_row;
     static constexpr int query_panel = query_tile * swizzle_row;
-    static constexpr int score_bytes = WithQueries ? B * swizzle_row : 16;
+    static constexpr int score_bytes = with_queries ? B * swizzle_row : 16;
     static constexpr bool split_keys = B == 128 && !wide;  // between the warpgroups; otherwise they split the tiles
     static constexpr int readers = split_keys || wide ? 8 : 4;  // warps that use a tile
     static constexpr int tile_step = split_keys || wide ? 1 : 2;
@@ -29,10 +34,10 @@ struct KeyPassLoad {
     static constexpr int part_channels = split_keys ? D / 2 : 64;
     // Exponentials are kept before the wait for dP^T. Where it was measured to help: warpgroups that work on the same
     // tile, and enough work in its products.
-    static constexpr bool hold = split_keys && (D == 128 || !WithQueries);
+    static constexpr bool hold = split_keys && (D == 128 || !with_queries);
     // Registers of the loading warpgroup's threads and of the others'.
     static constexpr int load_registers = D == 128 ? 24 : 40, sum_registers = (504 - load_registers) / 2;
-    static_assert(!WithQueries || (split_keys && !wide) || D == 64,
+    static_assert(!with_queries || (split_keys && !wide) || D == 64,
                   "one warpgroup has no registers for 128 channels of dQ");
 
     struct Shared {
@@ -42,7 +47,7 @@ struct KeyPassLoad {
         alignas(1024) unsigned char dout[stages][query_bytes];
         alignas(1024) unsigned char score[2][score_bytes];
         // dQ of a tile on its way to global memory, from each warpgroup what it has formed
-        alignas(128) float dquery[2][WithQueries ? query_tile * part_channels : 4];
+        alignas(128) float dquery[2][with_queries ? query_tile * part_channels : 4];
         int dquery_tile[2];
         Barrier dquery_full[2], dquery_empty[2];
         // wide: P^T and dS^T of a tile, from the warpgroup that has formed them to the other, in fragment order
@@ -53,7 +58,7 @@ struct KeyPassLoad {
         PieceNote piece;
         Share share;          // of the producer
         int keys[tile_keys];  // see KeyItem::key
-        LookShared<tile_keys, WithQueries ? 0 : stages> look;
+        LookShared<tile_keys, with_singles ? stages : 0> look;
         Barrier keys_full, keys_empty, ragged;
         Barrier full[stages], empty[stages];
         Barrier query_full[wide ? stages : 1], query_empty[wide ? stages : 1];  // wide: of the queries alone
@@ -79,7 +84,7 @@ struct KeyPassLoad {
             unsigned char *query = shared.query[ring.stage], *dout = shared.dout[ring.stage];
             Barrier* full = &shared.full[ring.stage];
             barrier_wait(&shared.empty[ring.stage], ring.phase ^ 1);
-            if constexpr (!WithQueries) {
+            if constexpr (with_singles) {
                 if (note.masked != 0) shared.look.write_bits(ring.stage, bit, lane);
             }
             const bool whole = valid >= query_tile;
@@ -132,7 +137,7 @@ struct KeyPassLoad {
                 const int i1 = min(i0 + query_tile, rule.queries);
                 if (i0 >= i1 || rule.none_visible(i0, i1, j0, j1)) continue;
                 bool whole = rule.all_visible(i0, i1, j0, j1);
-                if constexpr (!WithQueries) {
+                if constexpr (with_singles) {
                     if (bit >= 0) whole = whole && shared.look.all_keys(shared.keys, bit, lane);
                 }
                 const int tile = share.head * args.tiles + (piece.row_begin + row) * (B / query_tile) + part;
@@ -151,7 +156,7 @@ struct KeyPassLoad {
                     send_row(rows.entry(index), -1, rule, j0, j0 + tile_keys);
                 }
             }
-            if constexpr (!WithQueries) {
+            if constexpr (with_singles) {
                 for (int first = shared.share.first_row; first < shared.share.end_row; first += 32) {
                     for (unsigned found = shared.look.take(lane); found != 0; found &= found - 1) {
                         const int bit = __ffs(found) - 1;
@@ -217,12 +222,12 @@ struct KeyPassLoad {
             for (int part = 0; part < B / tile_keys; ++part) {
                 if (!note_part(part)) break;
                 ahead = 1;
-                if constexpr (!WithQueries) {
+                if constexpr (with_singles) {
                     if (shared.piece.item.looks) start_looking();
                 }
                 for (shared.share.start(shared.piece); shared.share.next(args, shared.piece);) send_share();
                 for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, 0, 0}, 0, query_tile, 0, -1);
-                if constexpr (!WithQueries) {
+                if constexpr (with_singles) {
                     if (shared.piece.item.looks) shared.look.finish();
                 }
                 phase ^= 1;
@@ -241,7 +246,7 @@ struct KeyPassLoad {
         __device__ __forceinline__ void run() {
             PieceQueue<false> queue(args.plan.next, args.plan.key_pieces, args.plan.count[0], lane);
             for (Piece piece = queue.take(); piece.item >= 0; piece = queue.take()) send_piece(piece);
-            if constexpr (!WithQueries) {
+            if constexpr (with_singles) {
                 if (args.lines.taken != nullptr) shared.look.order(true);
             }
             barrier_wait(&shared.keys_empty, phase ^ 1);
@@ -287,7 +292,7 @@ struct KeyPassLoad {
             const int row = fresh(first_row()) + 8 * half, j = shared.keys[row];
             const int equal = j - (shared.item.keys - shared.item.queries) - first;  // the query that ends at j
             int low = causal_of(args, branch) ? equal : (j < shared.item.keys ? -far : far);
-            if constexpr (!WithQueries) {
+            if constexpr (with_singles) {
                 if ((shared.look.key_bits[stage][row / 32] >> row % 32 & 1) == 0) low = far;
             }
             const int high =
@@ -372,7 +377,7 @@ struct KeyPassLoad {
                 }
             }
             barrier_init_fence();
-            if constexpr (!WithQueries) shared.look.turn = 0;
+            if constexpr (with_singles) shared.look.turn = 0;
         }
         __syncthreads();
         wait_for_previous_kernel();
@@ -385,10 +390,10 @@ struct KeyPassLoad {
         if (warp == 0) {
             Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}};
             producer.run();
-        } else if constexpr (WithQueries) {
+        } else if constexpr (with_queries) {
             if (warp < 3) add_dqueries(args, shared, warp - 1);
-        } else if (warp == 1 && args.lines.taken != nullptr) {
-            look(args, shared, lane);
+        } else if constexpr (with_singles) {
+            if (warp == 1 && args.lines.taken != nullptr) look(args, shared, lane);
         }
     }
 };

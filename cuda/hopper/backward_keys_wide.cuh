@@ -12,8 +12,8 @@
 namespace sparseattn::cuda::hopper {
 
 template <int B>
-struct WideKeyPass : KeyPassLoad<256, B, false> {
-    using Load = KeyPassLoad<256, B, false>;
+struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
+    using Load = KeyPassLoad<256, B, KeyPassWith::singles>;
     using Load::key_panel, Load::query_panel, Load::stages;
     using typename Load::Shared;
 

@@ -14,9 +14,9 @@
 
 namespace sparseattn::cuda::hopper {
 
-template <int D, int B>
-struct QueryPass : QueryPassLoad<D, B> {
-    using Load = QueryPassLoad<D, B>;
+template <int D, int B, bool Singles>
+struct QueryPass : QueryPassLoad<D, B, Singles> {
+    using Load = QueryPassLoad<D, B, Singles>;
     using Load::key_panel, Load::key_stages, Load::query_bytes, Load::query_panel, Load::scores, Load::split_queries;
     using Load::tile_keys, Load::tile_step, Load::value_stages;
     using typename Load::Shared;
@@ -78,19 +78,20 @@ struct QueryPass : QueryPassLoad<D, B> {
             const ItemNote item = shared.item;
             const int branch = shared.notes[keys.stage].masked - 1;
             const TokenRule rule{item.queries, item.keys, causal_of(args, branch), window_of(args, branch, item.head)};
-            const int* tile = shared.table[keys.stage] + lane() % 4 * 2;
+            // Positions are counted from the thread's first key where there are no single keys.
+            const int first = lane() % 4 * 2, j0 = Singles ? 0 : shared.notes[keys.stage].begin + first;
+            const int* tile = shared.table[keys.stage] + first;
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int query = item.begin + first_query() + row() + 8 * half;
-                const int end = rule.key_end(query), local = rule.local_begin(query);
+                const int end = rule.key_end(query) - j0, local = rule.local_begin(query) - j0;
+                const int sink = rule.window.sink - j0;
 #pragma unroll
                 for (int i = 0; i < scores; i += 4) {
 #pragma unroll
                     for (int side = 0; side < 2; ++side) {
-                        const int key = tile[i * 2 + side];
-                        if (key >= end || (key >= rule.window.sink && key < local)) {
-                            score[i + 2 * half + side] = -INFINITY;
-                        }
+                        const int key = Singles ? tile[i * 2 + side] : i * 2 + side;
+                        if (key >= end || (key >= sink && key < local)) score[i + 2 * half + side] = -INFINITY;
                     }
                 }
             }
@@ -224,10 +225,10 @@ struct QueryPass : QueryPassLoad<D, B> {
     };
 };
 
-template <int D, int B>
+template <int D, int B, bool Singles>
 __global__ void __launch_bounds__(384, 1)
     query_pass_kernel(const __grid_constant__ BackwardArgs args, const __grid_constant__ QueryPassMaps maps) {
-    using Pass = QueryPass<D, B>;
+    using Pass = QueryPass<D, B, Singles>;
     extern __shared__ __align__(1024) unsigned char raw[];
     auto& shared = *reinterpret_cast<typename Pass::Shared*>(raw);
     Pass::open(shared);

@@ -14,8 +14,9 @@ struct GatherOrder {
     int token;  // first key of the sequence in the packed batch
 };
 
-/// Head dimension, block.
-template <int D, int B>
+/// Head dimension, block, whether there are single keys: calls without them have kernels of their own, which what
+/// single keys need would slow down.
+template <int D, int B, bool Singles>
 struct QueryPassLoad {
     static_assert((D == 64 || D == 128 || D == 256) && (B == 64 || B == 128));
     static constexpr int tile_keys = D == 256 ? 64 : B;  // of a block that are worked on at once
@@ -34,8 +35,8 @@ struct QueryPassLoad {
         alignas(1024) unsigned char key[key_stages][key_bytes];
         alignas(1024) unsigned char value[value_stages][key_bytes];
         TileNote notes[key_stages];
-        int table[key_stages][tile_keys];  // the keys of a tile that is masked
-        GatherOrder orders[2];             // of keys, of values
+        int table[key_stages][Singles ? tile_keys : 1];  // the keys of a tile that is masked
+        GatherOrder orders[2];                           // of keys, of values
         ItemNote item, next_item;
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
@@ -75,9 +76,11 @@ struct QueryPassLoad {
         __device__ __forceinline__ void send(const TileNote& note, int token, int head, int valid) {
             barrier_wait(&shared.key_empty[keys.stage], keys.phase ^ 1);
             if (elect_one()) shared.notes[keys.stage] = note;
-            if (note.masked != 0) {
+            if constexpr (Singles) {
+                if (note.masked != 0) {
 #pragma unroll 1
-                for (int i = fresh(lane); i < tile_keys; i += 32) shared.table[keys.stage][i] = note.begin + i;
+                    for (int i = fresh(lane); i < tile_keys; i += 32) shared.table[keys.stage][i] = note.begin + i;
+                }
             }
             __syncwarp();
             load(shared.key[keys.stage], &maps.key, &shared.key_full[keys.stage], note.begin, token, head, valid);
@@ -131,7 +134,7 @@ struct QueryPassLoad {
                          span.keys - j0);
                 }
             }
-            send_singles(singles_of(args, branch, head, row), branch, key_head, span.key_begin);
+            if constexpr (Singles) send_singles(singles_of(args, branch, head, row), branch, key_head, span.key_begin);
             for (int mark = 0; mark < tile_step; ++mark) send({-1, 0, next, 0}, 0, 0, 0);
         }
 
@@ -182,7 +185,9 @@ struct QueryPassLoad {
                 shared.item.head = -1;
                 barrier_arrive(&shared.queries_full);
             }
-            if (args.lines.taken != nullptr) give(0, {-1, 0, 0, 0});
+            if constexpr (Singles) {
+                if (args.lines.taken != nullptr) give(0, {-1, 0, 0, 0});
+            }
         }
     };
 
@@ -233,8 +238,8 @@ struct QueryPassLoad {
             Producer producer{args, maps, shared, lane, {&shared.ragged, lane}, {}, {}};
             producer.run();
             wait_for_previous_kernel();  // so that whatever follows this kernel follows the key pass too
-        } else if (args.lines.taken != nullptr) {
-            gather(args, shared);
+        } else if constexpr (Singles) {
+            if (args.lines.taken != nullptr) gather(args, shared);
         }
     }
 };
