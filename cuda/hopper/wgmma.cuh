@@ -101,9 +101,9 @@ __device__ __forceinline__ void stay_before(float value) {
     SPARSEATTN_NAMES_64                                                                                           \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, " \
     "%85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define SPARSEATTN_NAMES_128                                                                                      \
-    SPARSEATTN_NAMES_96                                                                                           \
-    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, "    \
+#define SPARSEATTN_NAMES_128                                                                                     \
+    SPARSEATTN_NAMES_96                                                                                          \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, " \
     "%114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // Both products of one width N: A from shared memory and from registers. `count` accumulators (N / 2), listed by
@@ -132,7 +132,8 @@ SPARSEATTN_PRODUCTS(32, 16, SPARSEATTN_LIST(SPARSEATTN_F16(d, 0)), 16, 17, 18, 1
 SPARSEATTN_PRODUCTS(64, 32, SPARSEATTN_LIST(SPARSEATTN_F32(d, 0)), 32, 33, 34, 35, 36, 37, 38)
 SPARSEATTN_PRODUCTS(96, 48, SPARSEATTN_LIST(SPARSEATTN_F32(d, 0), SPARSEATTN_F16(d, 32)), 48, 49, 50, 51, 52, 53, 54)
 SPARSEATTN_PRODUCTS(128, 64, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0)), 64, 65, 66, 67, 68, 69, 70)
-SPARSEATTN_PRODUCTS(192, 96, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0), SPARSEATTN_F32(d, 64)), 96, 97, 98, 99, 100, 101, 102)
+SPARSEATTN_PRODUCTS(192, 96, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0), SPARSEATTN_F32(d, 64)), 96, 97, 98, 99, 100, 101,
+                    102)
 SPARSEATTN_PRODUCTS(256, 128, SPARSEATTN_LIST(SPARSEATTN_F64(d, 0), SPARSEATTN_F64(d, 64)), 128, 129, 130, 131, 132,
                     133, 134)
 
