@@ -115,7 +115,8 @@ struct ForwardKernel {
             const std::int32_t j = in ? keys.position(r) : 0;
             SPARSEATTN_UNROLL
             for (int m = 0; m < rows; ++m) {
-                const bool keep = in & see.visible(m, j) & !(done_with & seen.visible(m, j));
+                const bool visible = see.visible(m, j), had_visible = seen.visible(m, j);  // both, without a branch
+                const bool keep = in & visible & !(done_with & had_visible);
                 score[m][n] = keep ? score[m][n] : -Kokkos::Experimental::infinity<float>::value;
             }
         }
