@@ -161,9 +161,11 @@ struct Room {
 
     Room(const LayoutList<Mem>& layouts, const Union& plan) {
         for (std::size_t i = 0; i < layouts.size(); ++i) {
-            std::vector<std::int64_t> uses(static_cast<std::size_t>(layouts[i]->lists), 0);
+            std::vector<std::int64_t> uses(static_cast<std::size_t>(layouts[i]->lists) + 1, 0);  // never empty
             for (const auto& list : plan.lists) {
-                for (const auto& [layout, number] : list) uses[number] += layout == static_cast<int>(i) ? 1 : 0;
+                for (const auto& [layout, number] : list) {
+                    if (layout == static_cast<int>(i)) ++uses[number];
+                }
             }
             const std::int64_t most = *std::max_element(uses.begin(), uses.end());
             columns += most * static_cast<std::int64_t>(layouts[i]->columns.extent(0));
