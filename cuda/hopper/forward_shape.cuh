@@ -70,14 +70,6 @@ struct TileKeys {
     int low, high;                           // first key of either half; low < 0: single keys, from number `high`
 };
 
-/// Lanes of a warp that arrive to give a stage back: one. In builds for compute-sanitizer all, because the tool does
-/// not see that a barrier before it orders what the others wrote.
-#ifdef SPARSEATTN_CUDA_CHECKED
-inline constexpr int releasing_lanes = 32;
-#else
-inline constexpr int releasing_lanes = 1;
-#endif
-
 template <class Shape>
 struct alignas(1024) TeamStorage {
     unsigned char query[Shape::query_stages][Shape::query_bytes];
