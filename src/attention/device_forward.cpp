@@ -9,9 +9,7 @@ void launch_forward(const Exec& exec, const ForwardProblem<T, typename Exec::mem
         using Kernel = ForwardKernel<T, typename Exec::memory_space, d()>;
         Kernel kernel{problem};
         kernel.problem.shape = {Kernel::Tile::side, Kernel::Tile::side};
-        launch<d() <= 64    ? 3
-               : d() <= 128 ? 2
-                            : 1>("SparseAttn::generic_forward", exec, query_teams(kernel.problem), kernel);
+        launch<resident_teams<d()>>("SparseAttn::generic_forward", exec, query_teams(kernel.problem), kernel);
     });
 }
 

@@ -9,9 +9,7 @@ void launch_queries(const Exec& exec, const BackwardProblem<T, typename Exec::me
         using Kernel = QueryKernel<T, typename Exec::memory_space, d()>;
         Kernel kernel{problem};
         kernel.problem.shape = {Kernel::Tile::side, Kernel::Tile::side};
-        launch<d() <= 64    ? 3
-               : d() <= 128 ? 2
-                            : 1>("SparseAttn::generic_backward_queries", exec, query_teams(kernel.problem), kernel);
+        launch<resident_teams<d()>>("SparseAttn::generic_backward_queries", exec, query_teams(kernel.problem), kernel);
     });
 }
 

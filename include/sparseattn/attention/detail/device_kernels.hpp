@@ -34,6 +34,12 @@ auto light(const Policy& policy) {
     return Kokkos::Experimental::require(policy, Kokkos::Experimental::WorkItemProperty::HintLightWeight);
 }
 
+/// Teams of the forward and the query kernel that fit on a multiprocessor at once without spilling much.
+template <int d>
+inline constexpr int resident_teams = d <= 64    ? 3
+                                      : d <= 128 ? 2
+                                                 : 1;
+
 /// Runs a kernel in `teams` teams, `resident` of them on a multiprocessor at once as far as registers go.
 template <int resident, class Exec, class Kernel>
 void launch(const char* label, const Exec& exec, std::int64_t teams, const Kernel& kernel) {
