@@ -9,3 +9,8 @@ if(NOT CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 find_package(CUDAToolkit 12.5 REQUIRED)
+# Messages between the devices of ranks; without it they go through host memory.
+option(SPARSEATTN_NCCL "Link devices of ranks with NCCL where it is found" ON)
+if(SPARSEATTN_NCCL)
+  find_package(NCCL)
+endif()

@@ -17,4 +17,5 @@ configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/SparseAttnConfig.cmak
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/SparseAttnConfigVersion.cmake" COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/SparseAttnConfig.cmake" "${PROJECT_BINARY_DIR}/SparseAttnConfigVersion.cmake"
               "${PROJECT_SOURCE_DIR}/cmake/FindxxHash.cmake" "${PROJECT_SOURCE_DIR}/cmake/FindRandom123.cmake"
+              "${PROJECT_SOURCE_DIR}/cmake/FindNCCL.cmake"
         DESTINATION "${package_dir}")

@@ -182,9 +182,13 @@ void add_rest(std::vector<DeckKey>& keys) {
                             "Consecutive ranks that share each pack; must divide the number of ranks."),
                     integer("parallel", "bucket_bytes", 33554432, "bytes", 1, 1e12,
                             "Gradients and weights travel between ranks in buckets of this size or larger."),
+                    one_of(text("parallel", "device_links", "auto",
+                                "Messages go from device to device over NCCL where every rank has a device of its "
+                                "own; off: by MPI."),
+                           {Text("auto"), Text("off")}),
                     one_of(text("mpi", "gpu_aware", "auto",
-                                "Device memory goes to MPI in the attention exchange where the library takes it; off: "
-                                "through the host."),
+                                "Without device links, device memory goes to MPI in the attention exchange where the "
+                                "library takes it; off: through the host."),
                            {Text("auto"), Text("off")}),
                 });
 }

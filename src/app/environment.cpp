@@ -14,6 +14,7 @@
 #include "sparseattn/attention/coverage.hpp"
 #include "sparseattn/core/kokkos_compat.hpp"
 #include "sparseattn/core/version.hpp"
+#include "sparseattn/parallel/device_link.hpp"
 
 // OpenBLAS says what it is; other BLAS libraries leave these undefined.
 extern "C" {
@@ -77,6 +78,8 @@ std::string environment_report() {
     out << "attention: " << first_line(attention_report()) << '\n';
     out << "attention kernels:\n" << attention_coverage();
     out << "MPI: " << mpi_library() << '\n';
+    const std::string link = device_link_library();
+    out << "links between devices: " << (link.empty() ? "not in this build" : link) << '\n';
     out << "HDF5: " << hdf5_library() << '\n';
     out << "BLAS: " << blas_library() << '\n';
     out << "host: " << host << '\n';

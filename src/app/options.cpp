@@ -1,7 +1,6 @@
 #include "sparseattn/app/options.hpp"
 
 #include "sparseattn/core/error.hpp"
-#include "sparseattn/parallel/packet_exchange.hpp"
 
 namespace sparseattn {
 namespace {
@@ -121,7 +120,6 @@ TrainOptions train_options(const Deck& deck, int ranks) {
     options.block = deck.small("attention.block");
     options.implementation = parse_implementation(deck.text("attention.implementation"));
     options.seq_parallel_size = deck.small("parallel.seq_parallel_size");
-    options.gpu_aware = deck.text("mpi.gpu_aware") == "auto" && mpi_is_gpu_aware();
     options.bucket_bytes = deck.integer("parallel.bucket_bytes");
     take_run_section(deck, options);
     options.deck = deck.merged();

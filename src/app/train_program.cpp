@@ -19,7 +19,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/version.hpp"
 #include "sparseattn/io/checkpoint.hpp"
-#include "sparseattn/parallel/packet_exchange.hpp"
+#include "sparseattn/parallel/message_path.hpp"
 #include "sparseattn/sparsity/head_masks.hpp"
 #include "sparseattn/train/memory_plan.hpp"
 #include "sparseattn/train/trainer.hpp"
@@ -206,6 +206,9 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
         options = train_options(setup.deck, world.size());
     });
     world.set_patience(setup.deck.real("run.patience"));
+    const MessageChoice messages = choose_message_path(world, setup.deck.text("parallel.device_links") == "auto",
+                                                       setup.deck.text("mpi.gpu_aware") == "auto");
+    options.messages = messages.path;
     if (run.dry_run) {
         if (root) print_dry_run(options, setup, *data, world.size());
         return exit_code::done;
@@ -222,9 +225,7 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
     const ProcessGrid grid(world, options.seq_parallel_size);
     for (const std::string& line : rank_map(grid)) log->info(line);
-    if (grid.seq_parallel() > 1) {
-        log->info("attention " + describe_mpi_path<Kokkos::DefaultExecutionSpace>(options.gpu_aware));
-    }
+    if (world.size() > 1) log->info(messages.description);
     if (options.batch_size % grid.data_parallel() != 0) {
         log->warning(concat("train.batch_size is ", options.batch_size, ", no multiple of the ", grid.data_parallel(),
                             " sequence groups: some ranks wait in every step"));

@@ -37,12 +37,13 @@ struct SequenceParallelAttention<Exec, T>::State {
           group(group_),
           config(config_),
           options(options_),
-          path(mpi_path<Exec>(options_.gpu_aware)),
+          path(message_path<Exec>(options_.messages)),
+          link(path == MessagePath::linked ? link_devices(group_, exec_) : nullptr),
           calls(config, options.attention),
-          gather{{group, path, gather_tag}, {group, path, gather_tag + 1}},
-          back(group, path, return_tag),
-          halo(group, path, halo_tag),
-          own(group, path, own_tag) {
+          gather{{group, path, gather_tag, link}, {group, path, gather_tag + 1, link}},
+          back(group, path, return_tag, link),
+          halo(group, path, halo_tag, link),
+          own(group, path, own_tag, link) {
         config.validate();
         require(options.pieces >= 1, "options.pieces", options.pieces, "at least 1");
     }
@@ -51,7 +52,8 @@ struct SequenceParallelAttention<Exec, T>::State {
     Communicator group;
     ModelConfig config;
     SequenceParallelOptions options;
-    MpiPath path;
+    MessagePath path;
+    std::shared_ptr<DeviceLink> link;  // of all exchanges
 
     SequenceCalls<Exec, T> calls;
     Exchange gather[2], back, halo, own;
@@ -257,11 +259,6 @@ template <class Exec, class T>
 ExchangedBytes SequenceParallelAttention<Exec, T>::exchanged() const {
     const State& s = *state_;
     return {s.gather[0].bytes_sent() + s.gather[1].bytes_sent() + s.back.bytes_sent(), s.halo.bytes_sent()};
-}
-
-template <class Exec, class T>
-std::string SequenceParallelAttention<Exec, T>::describe() const {
-    return describe_mpi_path<Exec>(state_->options.gpu_aware);
 }
 
 template class SequenceParallelAttention<Kokkos::DefaultExecutionSpace, float>;

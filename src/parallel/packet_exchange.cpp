@@ -1,10 +1,5 @@
 #include "sparseattn/parallel/packet_exchange.hpp"
 
-#include <mpi.h>
-#if defined(OPEN_MPI)
-#include <mpi-ext.h>
-#endif
-
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 
@@ -100,36 +95,16 @@ void grow(Array1<T, Space>& array, std::int64_t count, const std::string& label)
 
 }  // namespace
 
-bool mpi_is_gpu_aware() {
-#if defined(OPEN_MPI) && defined(MPIX_CUDA_AWARE_SUPPORT)
-    return MPIX_Query_cuda_support() == 1;
-#else
-    return false;
-#endif
-}
-
-template <class Exec>
-MpiPath mpi_path(bool gpu_aware) {
-    return on_host<Exec> || gpu_aware ? MpiPath::direct : MpiPath::staged;
-}
-
-template <class Exec>
-std::string describe_mpi_path(bool gpu_aware) {
-    if (on_host<Exec>) return "exchange: host memory, direct";
-    return gpu_aware ? "exchange: device memory, direct (GPU-aware MPI)"
-                     : "exchange: device memory, staged through pinned host memory";
-}
-
 template <class Exec, class T>
 void PacketExchange<Exec, T>::begin(std::int64_t packed, std::int64_t staged) {
     grow(packed_, packed, "SparseAttn::exchange");
-    if (path_ == MpiPath::staged) grow(staged_, staged, "SparseAttn::exchange.staged");
+    if (path_ == MessagePath::staged) grow(staged_, staged, "SparseAttn::exchange.staged");
     staged_used_ = 0;
 }
 
 template <class Exec, class T>
 void PacketExchange<Exec, T>::send(const Exec& exec, const T* data, std::int64_t count, int to) {
-    if (path_ == MpiPath::staged) {
+    if (path_ == MessagePath::staged) {
         T* copy = staged_.data() + staged_used_;
         staged_used_ += count;
         Kokkos::deep_copy(exec, span<T, Host>(copy, count), span<const T, Mem>(data, count));
@@ -141,7 +116,7 @@ void PacketExchange<Exec, T>::send(const Exec& exec, const T* data, std::int64_t
 
 template <class Exec, class T>
 void PacketExchange<Exec, T>::receive(T* data, std::int64_t count, int from) {
-    if (path_ == MpiPath::staged) {
+    if (path_ == MessagePath::staged) {
         T* copy = staged_.data() + staged_used_;
         staged_used_ += count;
         arrivals_.push_back({copy, data, count});
@@ -153,6 +128,7 @@ void PacketExchange<Exec, T>::receive(T* data, std::int64_t count, int from) {
 template <class Exec, class T>
 void PacketExchange<Exec, T>::wait(const Exec& exec) {
     transfers_.wait();
+    transfers_.join(exec);
     if (arrivals_.empty()) return;
     for (const Arrival& a : arrivals_) {
         Kokkos::deep_copy(exec, span<T, Mem>(a.to, a.count), span<const T, Host>(a.from, a.count));
@@ -183,7 +159,7 @@ void PacketExchange<Exec, T>::start(const Exec& exec, const Route<Mem>& route, c
     }
     if (leaving + arriving == 0) return;
     // What leaves is packed, and nothing reads any more what the arrivals overwrite.
-    fence(exec, "SparseAttn::exchange.gather");
+    transfers_.follow(exec, "SparseAttn::exchange.gather");
     for (const Packet& p : route.incoming) {
         if (p.from != p.to) receive(target.data() + first(p, d), count(p, d), p.from);
     }
@@ -193,6 +169,7 @@ void PacketExchange<Exec, T>::start(const Exec& exec, const Route<Mem>& route, c
         send(exec, from, count(p, d), p.to);
         from += count(p, d);
     }
+    transfers_.start();
 }
 
 template <class Exec, class T>
@@ -210,7 +187,8 @@ void PacketExchange<Exec, T>::start_return(const Exec& exec, const Route<Mem>& r
     begin(arriving, leaving + arriving);
     returning_ = {&route, target, source};
     if (leaving + arriving == 0) return;
-    fence(exec, "SparseAttn::exchange.return");  // of `target`'s last writer, and of the last arrivals' reader
+    transfers_.follow(exec,
+                      "SparseAttn::exchange.return");  // of `target`'s last writer, and of the last arrivals' reader
     T* to = packed_.data();
     for (const Packet& p : route.outgoing) {
         if (p.from == p.to) continue;
@@ -220,6 +198,7 @@ void PacketExchange<Exec, T>::start_return(const Exec& exec, const Route<Mem>& r
     for (const Packet& p : route.incoming) {
         if (p.from != p.to) send(exec, target.data() + first(p, d), count(p, d), p.from);
     }
+    transfers_.start();
 }
 
 template <class Exec, class T>
@@ -249,11 +228,9 @@ std::int64_t PacketExchange<Exec, T>::allocated() const {
     return static_cast<std::int64_t>(packed_.extent(0) * sizeof(T));
 }
 
-#define SPARSEATTN_INSTANTIATE(EXEC)                              \
-    template MpiPath mpi_path<EXEC>(bool gpu_aware);              \
-    template std::string describe_mpi_path<EXEC>(bool gpu_aware); \
-    template class PacketExchange<EXEC, float>;                   \
-    template class PacketExchange<EXEC, bf16>;                    \
+#define SPARSEATTN_INSTANTIATE(EXEC)            \
+    template class PacketExchange<EXEC, float>; \
+    template class PacketExchange<EXEC, bf16>;  \
     template class PacketExchange<EXEC, double>;
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -27,37 +27,26 @@ Span1<float, Mem> range_of(const Span1<float, Mem>& data, const IndexRange& rang
     return HostSpan(data, static_cast<std::size_t>(range.count()));
 }
 
-// own[i] <- x_0[i] + x_1[i] + ..., where x_rank is `own` and the others stand one behind the other, `pitch` apart.
-void add_in_rank_order(float* own, const float* others, std::int64_t pitch, int rank, int ranks, std::int64_t count) {
-    const Kokkos::DefaultHostExecutionSpace host;
-    Kokkos::parallel_for(
-        "SparseAttn::add_in_rank_order",
-        Kokkos::RangePolicy<Kokkos::DefaultHostExecutionSpace, Kokkos::IndexType<std::int64_t>>(host, 0, count),
-        [=](std::int64_t i) {
-            float sum = rank == 0 ? own[i] : others[i];
-            for (int r = 1; r < ranks; ++r) {
-                sum += r == rank ? own[i] : others[(r < rank ? r : r - 1) * pitch + i];
-            }
-            own[i] = sum;
-        });
-    fence(host, "SparseAttn::add_in_rank_order");
-}
-
 }  // namespace
 
 template <class Exec>
 ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communicator, FlatShards shards,
-                                   std::int64_t round)
+                                   MessagePath messages, std::int64_t round)
     : exec_(exec),
       communicator_(communicator.split(0, communicator.rank())),
       shards_(std::move(shards)),
       slots_{Slot(communicator_), Slot(communicator_)} {
     require(shards_.ranks() == communicator_.size(), "shards.ranks()", shards_.ranks(),
             concat("the communicator's ", communicator_.size()));
-    require(round >= 1, "round", round, "at least 1");
-    round_ = std::min(round, std::max<std::int64_t>(shards_.largest_share(), 1));
+    require(round >= 0, "round", round, "at least 0");
     const std::int64_t ranks = communicator_.size();
     if (ranks == 1) return;
+    if (message_path<Exec>(messages) == MessagePath::linked) {
+        linked_ = std::make_unique<detail::LinkedShards>(exec_, communicator_, link_devices(communicator_, exec_),
+                                                         shards_, round);
+        return;
+    }
+    round_ = std::min(round > 0 ? round : default_round, std::max<std::int64_t>(shards_.largest_share(), 1));
     for (Slot& slot : slots_) {
         slot.received = HostFloats(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::shards.received"),
                                    (ranks - 1) * round_);
@@ -69,9 +58,13 @@ ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communi
 }
 
 template <class Exec>
-std::int64_t ShardExchange<Exec>::buffer_bytes(std::int64_t largest_share, int ranks, std::int64_t round) {
+std::int64_t ShardExchange<Exec>::buffer_bytes(std::int64_t largest_share, int ranks, MessagePath messages) {
+    if (ranks == 1) return 0;
+    if (message_path<Exec>(messages) == MessagePath::linked) {
+        return detail::LinkedShards::buffer_bytes(largest_share, ranks);
+    }
     const std::int64_t floats = (ranks - 1) + (on_host<Mem> ? 0 : ranks);
-    return ranks == 1 ? 0 : slots * floats * std::min(round, largest_share) * static_cast<std::int64_t>(sizeof(float));
+    return slots * floats * std::min(default_round, largest_share) * static_cast<std::int64_t>(sizeof(float));
 }
 
 template <class Exec>
@@ -80,6 +73,7 @@ void ShardExchange<Exec>::start(Kind kind, const Span1<float, Mem>& data, int b)
             concat(shards_.total()));
     require(b >= 0 && b < shards_.buckets(), "bucket", b, concat("from 0 to ", shards_.buckets() - 1));
     if (communicator_.size() == 1) return;
+    if (linked_) return kind == Kind::sum ? linked_->start_sum(data, b) : linked_->start_gather(data, b);
     // Messages leave host memory as it is; what a device has computed is copied behind its last writer.
     if constexpr (on_host<Mem>) fence(exec_, "SparseAttn::shards.start");
     // The first rank's share is the longest.
@@ -104,6 +98,7 @@ template <class Exec>
 void ShardExchange<Exec>::finish() {
     if (communicator_.size() == 1) return;
     const Region region("SparseAttn::shards.finish");
+    if (linked_) return linked_->finish();
     for (post(); !moving_.empty(); post()) {
         Slot& slot = slots_[first_];
         slot.messages.wait();
@@ -182,7 +177,9 @@ void ShardExchange<Exec>::complete(const Round& round, Slot& slot) {
     if (round.kind == Kind::sum) {
         float* own = round.data.data() + mine.begin;
         if constexpr (!on_host<Mem>) own = slot.staged.data() + me * round_;
-        add_in_rank_order(own, slot.received.data(), round_, me, ranks, mine.count());
+        const Kokkos::DefaultHostExecutionSpace host;
+        detail::add_in_rank_order(host, own, slot.received.data(), round_, me, ranks, mine.count());
+        fence(host, "SparseAttn::add_in_rank_order");
         if constexpr (!on_host<Mem>) {
             Kokkos::deep_copy(exec_, range_of(round.data, mine), host_span(own, mine));
             fence(exec_, "SparseAttn::shards.unstage");

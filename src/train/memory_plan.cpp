@@ -61,7 +61,7 @@ TrainMemoryPlan train_memory_plan(const TrainOptions& options, int ranks) {
     const std::int64_t packs = (options.batch_size + groups - 1) / groups;  // kept in host memory for a step
     const FlatShards shards =
         detail::weight_shards(decoder.table(), decoder.gradient_cuts(), options.bucket_bytes, 0, ranks);
-    const detail::ShardedUpdate::Bytes update = detail::ShardedUpdate::bytes(shards);
+    const detail::ShardedUpdate::Bytes update = detail::ShardedUpdate::bytes(shards, options.messages);
     TrainMemoryPlan plan;
     plan.parts = {
         {"parameters", weights},

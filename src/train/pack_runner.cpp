@@ -95,14 +95,14 @@ PackSettings pack_settings(const TrainOptions& options) {
             options.implementation,
             make_sparse_branch(options.sparsity, options.model, options.block),
             {options.recompute, options.loss_block},
-            options.gpu_aware,
+            options.messages,
             options.precision};
 }
 
 SequenceParallelOptions spread_options(const PackSettings& settings) {
     SequenceParallelOptions options;
     options.attention.implementation = settings.implementation;
-    options.gpu_aware = settings.gpu_aware;
+    options.messages = settings.messages;
     return options;
 }
 

@@ -22,14 +22,14 @@ FlatShards weight_shards(const ParameterTable& table, const std::vector<std::int
     return {bucket_borders(gradient_cuts, table.total(), least), rank, ranks};
 }
 
-ShardedUpdate::ShardedUpdate(const TrainExec& exec, const Communicator& world, FlatShards shards)
+ShardedUpdate::ShardedUpdate(const TrainExec& exec, const Communicator& world, FlatShards shards, MessagePath messages)
     : exec_(exec),
-      exchange_(exec, world, std::move(shards)),
+      exchange_(exec, world, std::move(shards), messages),
       gradients_("SparseAttn::gradients", exchange_.shards().total()) {}
 
-ShardedUpdate::Bytes ShardedUpdate::bytes(const FlatShards& shards) {
+ShardedUpdate::Bytes ShardedUpdate::bytes(const FlatShards& shards, MessagePath messages) {
     return {shards.total() * static_cast<std::int64_t>(sizeof(float)),
-            ShardExchange<TrainExec>::buffer_bytes(shards.largest_share(), shards.ranks())};
+            ShardExchange<TrainExec>::buffer_bytes(shards.largest_share(), shards.ranks(), messages)};
 }
 
 void ShardedUpdate::clear() {

@@ -94,7 +94,8 @@ Trainer::State::State(TrainOptions wanted, const TokenDataset& data, Communicato
                                        ProcessGrid(communicator_, options_.seq_parallel_size))),
       weights_(exec_, communicator_,
                detail::weight_shards(runner_->table(), runner_->gradient_cuts(), options_.bucket_bytes,
-                                     communicator_.rank(), communicator_.size())) {
+                                     communicator_.rank(), communicator_.size()),
+               options_.messages) {
     if (options_.evaluation_packs > 0) {
         validation_.emplace(data.validation(), options_.sequence_length, options_.seed, true);
     }

@@ -6,6 +6,7 @@
 #include "sparseattn/parallel/head_placement.hpp"
 #include "sparseattn/parallel/packet_exchange.hpp"
 #include "support/arrays.hpp"
+#include "support/links.hpp"
 
 namespace sparseattn {
 namespace {
@@ -113,9 +114,17 @@ double stamp(std::int64_t token, int head, int channel) {
 
 constexpr int head_dim = 4;
 
-// By its own pointers, where this MPI takes those of a device.
-MpiPath fastest_path() {
-    return mpi_path<Exec>(mpi_is_gpu_aware());
+// A path with what it needs; a link is null where ranks share a device.
+struct Way {
+    MessagePath path;
+    std::shared_ptr<DeviceLink> link;
+};
+std::vector<Way> ways(const Communicator& world) {
+    std::vector<Way> all{{MessagePath::staged, nullptr}};
+    // By its own pointers, where this MPI takes those of a device.
+    if (test::on_host || mpi_is_gpu_aware()) all.push_back({MessagePath::direct, nullptr});
+    if (const auto link = test::make_link(world)) all.push_back({MessagePath::linked, link});
+    return all;
 }
 
 // Three arrays of 3, 2 and 2 heads of this rank's tokens, and an exchange of them.
@@ -148,10 +157,13 @@ struct Exchange {
 };
 
 TEST(PacketExchange, HeadsOfAllTokensThereAndSummedBack) {
-    for (const auto& [path, chunk] : {std::pair{fastest_path(), std::int64_t{1} << 20},
-                                      {fastest_path(), 7},
-                                      {MpiPath::staged, 1 << 20},
-                                      {MpiPath::staged, 7}}) {
+    std::vector<std::pair<Way, std::int64_t>> runs;
+    for (const Way& way : ways(Communicator::world())) {
+        runs.emplace_back(way, std::int64_t{1} << 20);
+        if (way.link == nullptr) runs.emplace_back(way, 7);
+    }
+    for (const auto& [way, chunk] : runs) {
+        SCOPED_TRACE(concat("path ", static_cast<int>(way.path), ", chunk ", chunk));
         Exchange e(101, chunk);
         const int ranks = e.world.size(), rank = e.world.rank();
         // Head 3 goes to everyone, the others in turn; nobody in particular order.
@@ -165,7 +177,7 @@ TEST(PacketExchange, HeadsOfAllTokensThereAndSummedBack) {
         EXPECT_EQ(route.target_rows, 101);
         const std::vector<int>& own = heads[rank];
         Device<float> target(101 * own.size() * head_dim);
-        PacketExchange<Exec, float> exchange(e.world, path, 7);
+        PacketExchange<Exec, float> exchange(e.world, way.path, 7, way.link);
         exchange.start(exec, route, e.heads<const float>(), target.matrix(101));
         exchange.finish(exec);
         const auto got = target.host();
@@ -196,7 +208,12 @@ TEST(PacketExchange, HeadsOfAllTokensThereAndSummedBack) {
 }
 
 TEST(PacketExchange, HalosThereAndAddedBack) {
-    for (const auto& [path, tokens] : {std::pair{fastest_path(), 101}, {fastest_path(), 17}, {MpiPath::staged, 101}}) {
+    std::vector<std::pair<Way, int>> runs;
+    for (const Way& way : ways(Communicator::world())) {
+        for (const int tokens : {101, 17}) runs.emplace_back(way, tokens);
+    }
+    for (const auto& [way, tokens] : runs) {
+        SCOPED_TRACE(concat("path ", static_cast<int>(way.path), ", tokens ", tokens));
         Exchange e(tokens, 5);
         const int ranks = e.world.size(), rank = e.world.rank();
         const std::vector<std::int32_t> offsets{0, tokens};
@@ -214,7 +231,7 @@ TEST(PacketExchange, HalosThereAndAddedBack) {
         for (std::int64_t t = e.mine.begin; t < e.mine.end; ++t) rows.push_back(t);
         ASSERT_EQ(route.target_rows, static_cast<std::int64_t>(rows.size()));
         Device<float> target(rows.size() * 2 * head_dim);
-        PacketExchange<Exec, float> exchange(e.world, path, 7);
+        PacketExchange<Exec, float> exchange(e.world, way.path, 7, way.link);
         exchange.start(exec, route, e.heads<const float>(), target.matrix(rows.size()));
         exchange.finish(exec);
         const auto got = target.host();
@@ -248,9 +265,12 @@ TEST(Transfers, BadArgumentsAreNamed) {
     transfers.wait();
 }
 
-TEST(MpiPath, HostMemoryGoesDirectly) {
-    EXPECT_EQ(mpi_path<Kokkos::DefaultHostExecutionSpace>(false), MpiPath::direct);
-    EXPECT_EQ(describe_mpi_path<Kokkos::DefaultHostExecutionSpace>(false), "exchange: host memory, direct");
+TEST(PacketExchange, TakesALinkWithItsPathAlone) {
+    const Communicator world = Communicator::world();
+    EXPECT_THROW((PacketExchange<Exec, float>(world, MessagePath::linked, 7)), InvalidArgument);
+    if (const auto link = test::make_link(world)) {
+        EXPECT_THROW((PacketExchange<Exec, float>(world, MessagePath::staged, 7, link)), InvalidArgument);
+    }
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include "support/kokkos_tools.hpp"
+#include "support/links.hpp"
 
 namespace sparseattn::test {
 namespace {
@@ -46,8 +47,9 @@ LayerResults yardstick(const SequenceCase& c, const Communicator& group) {
 }
 
 template <class T>
-void expect_same(const SequenceCase& c, double tolerance, const SequenceParallelOptions& options = {}) {
+void expect_same(const SequenceCase& c, double tolerance, SequenceParallelOptions options = {}) {
     const Communicator group = Communicator::world();
+    options.messages = chosen_path();
     SequenceParallelAttention<Exec, T> attention(Exec(), group, c.config(), options);
     const LayerResults mine = one_of_ranks(attention, group, c);
     const LayerResults whole = yardstick<T>(c, group);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "support/links.hpp"
 #include "train/training_case.hpp"
 
 namespace sparseattn {
@@ -32,6 +33,7 @@ class TrainingGrid : public testing::Test, public TrainingCase {
         options.sparsity.gate_init_mean = 0.5;
         options.sparsity.gate_init_std = 0.5;
         options.sparsity.start_head_sparsity = 0.3;
+        options.messages = test::chosen_path();
         return options;
     }
 };
@@ -148,6 +150,23 @@ TEST_F(TrainingGrid, EveryGridRepeatsItself) {
         const auto second = course_of(*trainer(shared, "second" + std::to_string(size)));
         for (const auto& [name, values] : first.tensors)
             EXPECT_TRUE(same_bits(values, second.tensors.at(name))) << name;
+    }
+}
+
+// Sums are formed in the order of the ranks on every path.
+TEST_F(TrainingGrid, LinksAndHostMemoryGiveTheSameBits) {
+    for (const int size : groups()) {
+        TrainOptions options = TrainingGrid::options(TrainMode::masks_and_weights);
+        options.seq_parallel_size = size;
+        if (options.messages == MessagePath::direct) return;  // host memory: there is one path
+        const std::string name = "path" + std::to_string(size);
+        const auto chosen = course_of(*trainer(options, name));
+        options.messages = MessagePath::staged;
+        const auto staged = course_of(*trainer(options, name + "staged"));
+        for (std::size_t i = 0; i < chosen.steps.size(); ++i) EXPECT_EQ(chosen.steps[i].loss, staged.steps[i].loss);
+        for (const auto& [tensor, values] : chosen.tensors) {
+            EXPECT_TRUE(same_bits(values, staged.tensors.at(tensor))) << tensor;
+        }
     }
 }
 

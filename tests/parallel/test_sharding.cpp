@@ -1,13 +1,15 @@
 // Runs under mpirun: process grid, reduce-scatter and all-gather of buckets.
 #include <gmock/gmock.h>
 
-#include <cstring>
+#include <memory>
+#include <type_traits>
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/rng.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/parallel/process_grid.hpp"
 #include "sparseattn/parallel/shard_exchange.hpp"
+#include "support/links.hpp"
 
 namespace sparseattn {
 namespace {
@@ -86,17 +88,37 @@ class Sharding : public testing::TestWithParam<Layout> {
         for (std::size_t i = 0; i < all.size(); ++i) all[i] = value(rank, static_cast<std::int64_t>(i));
         return all;
     }
+    template <class Exchange>
+    void expect_sums_and_shares(Exchange& exchange, const FlatShards& shards);
 };
 
 TEST_P(Sharding, SumsInRankOrderAndGathers) {
     world.set_chunk(977);
     const FlatShards shards(GetParam().borders, world.rank(), world.size());
-    ShardExchange<Exec> exchange(exec, world, shards, GetParam().round);
+    ShardExchange<Exec> exchange(exec, world, shards, MessagePath::staged, GetParam().round);
+    expect_sums_and_shares(exchange, shards);
+}
+
+TEST_P(Sharding, LinksGiveTheSameBits) {
+    const std::shared_ptr<DeviceLink> link = test::make_link(world);
+    if (link == nullptr || world.size() == 1) return;
+    const FlatShards shards(GetParam().borders, world.rank(), world.size());
+    detail::LinkedShards linked(exec, world, link, shards, GetParam().round);
+    expect_sums_and_shares(linked, shards);
+    if (!test::on_host) {
+        ShardExchange<Exec> exchange(exec, world, shards, MessagePath::linked);
+        expect_sums_and_shares(exchange, shards);
+    }
+}
+
+// Sums all buckets, then gathers them.
+template <class Exchange>
+void Sharding::expect_sums_and_shares(Exchange& exchange, const FlatShards& shards) {
     const std::int64_t total = shards.total();
     const auto data = detail::to_device(exec, "data", values(world.rank(), total));
     for (int b = shards.buckets() - 1; b >= 0; --b) {
         exchange.start_sum(data, b);
-        exchange.progress();
+        if constexpr (std::is_same_v<Exchange, ShardExchange<Exec>>) exchange.progress();
     }
     exchange.finish();
     std::vector<float> sums = detail::to_host(exec, data);

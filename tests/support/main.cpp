@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <iostream>
 
-#include "sparseattn/core/kokkos_compat.hpp"
+#include "sparseattn/app/runtime.hpp"
 
 namespace {
 
@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
         }
     }
     {
-        const Kokkos::ScopeGuard kokkos(argc, argv);
+        const sparseattn::KokkosGuard kokkos(argc, argv);  // ranks take the devices in turn
         failed = RUN_ALL_TESTS();
         if (testing::UnitTest::GetInstance()->test_to_run_count() == 0) {
             std::cerr << "no test ran\n";

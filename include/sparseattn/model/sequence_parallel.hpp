@@ -3,11 +3,11 @@
 /// Attention of a decoder whose tokens are spread over the ranks of a group.
 
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "sparseattn/model/layer_attention.hpp"
 #include "sparseattn/parallel/communicator.hpp"
+#include "sparseattn/parallel/message_path.hpp"
 #include "sparseattn/select/selector.hpp"
 
 namespace sparseattn {
@@ -30,8 +30,8 @@ struct SequenceParallelOptions {
     int pieces = 2;
     /// Streaming heads fetch the keys they see from other ranks instead of being exchanged.
     bool halo = true;
-    /// MPI takes pointers to device memory.
-    bool gpu_aware = false;
+    /// Of data in device memory; data in host memory goes directly.
+    MessagePath messages = MessagePath::staged;
     AttentionOptions attention;
 };
 
@@ -107,8 +107,6 @@ class SequenceParallelAttention : public LayerAttention<Exec, T> {
     [[nodiscard]] std::vector<PieceLayout> layouts(int layer) const;
     /// Bytes sent so far.
     [[nodiscard]] ExchangedBytes exchanged() const;
-    /// How data reaches MPI: one line for reports.
-    [[nodiscard]] std::string describe() const;
 
   private:
     struct State;

@@ -3,26 +3,14 @@
 /// Moves heads of tokens along a route, there and back, while the ranks go on.
 
 #include <cstdint>
-#include <string>
+#include <memory>
 #include <vector>
 
+#include "sparseattn/parallel/message_path.hpp"
 #include "sparseattn/parallel/routes.hpp"
 #include "sparseattn/parallel/transfers.hpp"
 
 namespace sparseattn {
-
-/// How device data reaches MPI: by its own pointers, or through buffers in host memory.
-enum class MpiPath { direct, staged };
-
-/// Whether the MPI library says that it takes pointers to device memory.
-[[nodiscard]] bool mpi_is_gpu_aware();
-
-/// `direct` for memory that the host can read, and for device memory if `gpu_aware`.
-template <class Exec>
-[[nodiscard]] MpiPath mpi_path(bool gpu_aware);
-/// One line for reports.
-template <class Exec>
-[[nodiscard]] std::string describe_mpi_path(bool gpu_aware);
 
 /// Heads of the same tokens in up to three arrays, numbered through: query, key, value.
 template <class T, class Mem>
@@ -46,18 +34,23 @@ class PacketExchange {
     using Mem = typename Exec::memory_space;
 
     /// `tag` keeps the messages of objects apart that are under way at the same time.
-    PacketExchange(const Communicator& communicator, MpiPath path, int tag)
-        : transfers_(communicator), path_(path), tag_(tag) {}
+    /// For MessagePath::linked, `link` is that of the communicator's devices; otherwise null.
+    PacketExchange(const Communicator& communicator, MessagePath path, int tag,
+                   std::shared_ptr<DeviceLink> link = nullptr)
+        : transfers_(communicator, std::move(link)), path_(path), tag_(tag) {
+        require((path == MessagePath::linked) == (transfers_.link() != nullptr), "link",
+                transfers_.link() == nullptr ? "null" : "given", "given with MessagePath::linked alone");
+    }
 
     /// Sends this rank's heads and begins to fill `target` [route.target_rows, route.target_heads * head_dim].
-    /// Waits for `exec` unless there is nothing to exchange.
+    /// Waits for `exec` unless there is nothing to exchange, or a link.
     void start(const Exec& exec, const Route<Mem>& route, const HeadSet<const T, Mem>& source,
                const Span2<T, Mem>& target);
     /// Returns when `target` is whole (for work on `exec`) and `source` free.
     void finish(const Exec& exec);
 
     /// Begins to send the rows of `target` back to where they came from. Waits for `exec` unless there is nothing to
-    /// exchange.
+    /// exchange, or a link.
     void start_return(const Exec& exec, const Route<Mem>& route, const Span2<const T, Mem>& target,
                       const HeadSet<T, Mem>& source);
     /// Puts what has come back into the `source` of start_return, in the order of route.outgoing: the same bits in
@@ -87,7 +80,7 @@ class PacketExchange {
     void wait(const Exec& exec);
 
     Transfers transfers_;
-    MpiPath path_;
+    MessagePath path_;
     int tag_;
     Array1<T, Mem> packed_;   // what leaves in start, or what arrives in start_return
     Array1<T, Host> staged_;  // both ends on their way through the host

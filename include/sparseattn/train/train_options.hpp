@@ -9,6 +9,7 @@
 #include "sparseattn/attention/attention.hpp"
 #include "sparseattn/model/config.hpp"
 #include "sparseattn/model/precision.hpp"
+#include "sparseattn/parallel/message_path.hpp"
 #include "sparseattn/sparsity/sparsity_options.hpp"
 
 namespace sparseattn {
@@ -68,8 +69,7 @@ struct TrainOptions {
     int seq_parallel_size = 1;                           // ranks that share a pack; divides the number of ranks
     std::int64_t bucket_bytes = std::int64_t{32} << 20;  // of gradients and weights that travel together, at least
 
-    // deck section [mpi]
-    bool gpu_aware = false;  // hand device memory to MPI in the attention exchange
+    MessagePath messages = MessagePath::staged;  // of data in device memory: what choose_message_path() says
 
     // deck section [run]
     std::uint64_t seed = 1;

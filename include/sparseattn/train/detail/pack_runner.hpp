@@ -27,7 +27,7 @@ struct PackSettings {
     Implementation implementation = Implementation::automatic;
     SparseBranch sparse;  // what a head does as far as its gate is 0
     TrainingMemory memory;
-    bool gpu_aware = false;  // MPI takes pointers to device memory
+    MessagePath messages = MessagePath::staged;  // of data in device memory
     Precision precision = Precision::fp32;
 };
 

@@ -17,7 +17,7 @@ namespace sparseattn::detail {
 // without another note are collective.
 class ShardedUpdate {
   public:
-    ShardedUpdate(const TrainExec& exec, const Communicator& world, FlatShards shards);
+    ShardedUpdate(const TrainExec& exec, const Communicator& world, FlatShards shards, MessagePath messages);
 
     [[nodiscard]] const FlatShards& shards() const { return exchange_.shards(); }
     // [total]: of this rank's packs, after sum() of all packs within the own shares. Local.
@@ -42,7 +42,7 @@ class ShardedUpdate {
     struct Bytes {
         std::int64_t gradients, messages;
     };
-    [[nodiscard]] static Bytes bytes(const FlatShards& shards);
+    [[nodiscard]] static Bytes bytes(const FlatShards& shards, MessagePath messages);
 
   private:
     void start_sums(std::int64_t begin);
