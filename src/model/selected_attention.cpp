@@ -7,6 +7,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/model/detail/gates.hpp"
+#include "sparseattn/model/detail/layout_bytes.hpp"
 
 namespace sparseattn {
 namespace {
@@ -15,17 +16,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(const Clock::time_point& start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-template <class View>
-std::int64_t view_bytes(const View& view) {
-    return static_cast<std::int64_t>(view.size() * sizeof(typename View::value_type));
-}
-
-template <class Mem>
-std::int64_t list_bytes(const BlockLayout<Mem>& layout) {
-    return view_bytes(layout.offsets) + view_bytes(layout.columns) + view_bytes(layout.key_offsets) +
-           view_bytes(layout.keys);
 }
 
 // Entries of a dense causal layout of one sequence: what a selector lists at most.
@@ -134,7 +124,7 @@ AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, cons
     const Sequences<Mem> sequences({0, static_cast<std::int32_t>(pass.tokens)});
     std::int64_t selection = 0, largest = 0, all = 0, room = 0;
     for (const LayerSelector& layer : layers_) {
-        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec>(
+        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec, T>(
                                             sequences, config.num_attention_heads, config.num_key_value_heads,
                                             config.head_dim, layer.method)));
         const std::int64_t of_layout = static_cast<std::int64_t>(sizeof(std::int32_t)) *
@@ -154,14 +144,10 @@ AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, cons
 
 template <class Exec, class T>
 std::int64_t SelectedAttention<Exec, T>::allocated() const {
-    std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity());
+    std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity()) +
+                         detail::held_bytes(room_);
     for (const Chosen& made : chosen_) {
-        const auto& [layout, transposed] = made;
-        bytes += list_bytes(layout) + view_bytes(transposed.offsets) + view_bytes(transposed.rows) +
-                 view_bytes(transposed.key_offsets) + view_bytes(transposed.key_rows);
-    }
-    for (const BlockLayout<Mem>* layout : {&room_.estimated, &room_.shared, &room_.scored, &room_.fixed}) {
-        bytes += list_bytes(*layout);
+        bytes += detail::held_bytes(made.layout) + detail::held_bytes(made.transposed);
     }
     return bytes;
 }

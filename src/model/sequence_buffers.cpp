@@ -1,6 +1,7 @@
 #include "sparseattn/model/detail/sequence_buffers.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "sparseattn/model/block_attention.hpp"
 
@@ -91,7 +92,7 @@ std::int64_t layout_bytes(const SequencePlan<Exec>& plan, const ModelConfig& con
     return pass.training && !pass.recompute ? all : most;
 }
 
-// Workspace of the largest call of attention.
+// Workspace of the largest call, of attention or of a selector.
 template <class Exec, class T>
 std::int64_t call_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
     std::int64_t most = 0;
@@ -105,7 +106,17 @@ std::int64_t call_bytes(const SequencePlan<Exec>& plan, const ModelConfig& confi
     };
     for (int l = 0; l < config.num_hidden_layers; ++l) {
         const auto& layer = plan.layer(l);
-        for (const auto& piece : layer.pieces) add(piece.heads.heads, plan.shards().tokens, plan.gated());
+        for (const auto& piece : layer.pieces) {
+            const HeadBatch& heads = piece.heads.heads;
+            add(heads, plan.shards().tokens, plan.gated());
+            if constexpr (!std::is_same_v<T, double>) {  // in which nothing is selected
+                if (piece.heads.known || heads.empty()) continue;
+                most = std::max(most,
+                                static_cast<std::int64_t>(selection_bytes<Exec, T>(
+                                    plan.sequences(), static_cast<int>(heads.queries.size()),
+                                    static_cast<int>(heads.kv.size()), config.head_dim, piece.heads.selector.method)));
+            }
+        }
         for (const auto& call : layer.halo.calls) add(call.heads, layer.halo.keys.target_rows, false);
     }
     return most;

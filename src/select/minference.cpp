@@ -371,12 +371,22 @@ void select_scored(const Exec& exec, const HeadsView<const T, typename Exec::mem
 
 }  // namespace
 
-template <class Exec>
-std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
-                             int head_dim, const MInferenceOptions& options, const EstimatedHeads& estimate) {
+template <class Exec, class T>
+std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
+                             int head_dim, const MInferenceOptions& options) {
     check_patterns(options, heads);
-    const auto scored = scored_heads(options, detail::estimated_heads(estimate, heads));
-    return detail::slab_bytes<typename Exec::memory_space>(buffer_plan(sequences, scored, group, head_dim, options));
+    const std::vector<std::int32_t> scored = scored_heads(options, detail::estimated_heads({}, heads));
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        if (const auto wanted = profile_sizes(options, scored, sequences)) {
+            const auto call = detail::planned_call(sequences, {heads, kv_heads, head_dim}, scored);
+            const std::size_t bytes = detail::cuda_minference_bytes(call, options.block, *wanted);
+            if (bytes > 0) return bytes;
+        }
+    }
+#endif
+    return detail::slab_bytes<typename Exec::memory_space>(
+        buffer_plan(sequences, scored, heads / kv_heads, head_dim, options));
 }
 
 template <class Exec, class T>
@@ -420,11 +430,11 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
     template BlockLayout<EXEC::memory_space> select_minference(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \
-        const EstimatedHeads&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                 \
-    template std::size_t minference_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
-                                                const MInferenceOptions&, const EstimatedHeads&);    \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                         \
+        const EstimatedHeads&);                                                                                    \
+    template std::size_t minference_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,            \
+                                                   const MInferenceOptions&);
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -99,19 +99,19 @@ BlockLayout<typename Exec::memory_space> select(
     return layout;
 }
 
-template <class Exec>
+template <class Exec, class T>
 std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                             int head_dim, const SelectorOptions& options) {
     require(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, "kv_heads", kv_heads,
             concat("a divisor of heads, ", heads));
     if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
-        return xattention_bytes<Exec>(sequences, heads, head_dim, *xattention);
+        return xattention_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *xattention);
     }
     if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
-        return flexprefill_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *flexprefill);
+        return flexprefill_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *flexprefill);
     }
     if (const auto* minference = std::get_if<MInferenceOptions>(&options)) {
-        return minference_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *minference);
+        return minference_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *minference);
     }
     return 0;
 }
@@ -124,11 +124,11 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
     template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
                                                     const HeadsView<const T, EXEC::memory_space>&,                \
                                                     const Sequences<EXEC::memory_space>&, const SelectorOptions&, \
-                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                \
-    template std::size_t selection_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
-                                               const SelectorOptions&);                             \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                        \
+                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);             \
+    template std::size_t selection_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,            \
+                                                  const SelectorOptions&);
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 
