@@ -18,12 +18,6 @@ double seconds_since(const Clock::time_point& start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// Entries of a dense causal layout of one sequence: what a selector lists at most.
-std::int64_t dense_entries(std::int64_t tokens, int block, std::int64_t heads) {
-    const std::int64_t rows = (tokens + block - 1) / block;
-    return heads * rows * (rows + 1) / 2;
-}
-
 }  // namespace
 
 template <class Exec, class T>
@@ -127,13 +121,14 @@ AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, cons
         selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec, T>(
                                             sequences, config.num_attention_heads, config.num_key_value_heads,
                                             config.head_dim, layer.method)));
-        const std::int64_t of_layout = static_cast<std::int64_t>(sizeof(std::int32_t)) *
-                                       dense_entries(pass.tokens, block_of(layer.method), config.num_attention_heads);
+        const auto layout_bytes = [&](bool transposed) {
+            return selected_layout_bytes(sequences, config.num_attention_heads, layer.method, transposed);
+        };
         const bool combined = layer.heads.share_groups || (gated_ && !scoreless_mode(layer.method)) ||
                               std::any_of(layer.heads.fixed.begin(), layer.heads.fixed.end(),
                                           [](const auto& mode) { return mode.has_value(); });
-        if (combined) room = std::max(room, of_layout);
-        const auto lists = of_layout * (pass.training ? 2 : 1);
+        if (combined) room = std::max(room, layout_bytes(false));
+        const std::int64_t lists = layout_bytes(pass.training);
         largest = std::max(largest, lists);
         all += lists;
     }

@@ -102,6 +102,16 @@ void expect_stated_bytes() {
         const std::size_t stated =
             selection_bytes<Device, T>(device.inputs.sequences, 4, 2, 64, parse_selector(method));
         EXPECT_EQ(device.workspace.capacity(), stated) << method << (sizeof(T) == 2 ? " bf16" : " float");
+        const auto& layout = device.layout;
+        const auto& transposed = device.transposed;
+        const std::size_t entries = layout.columns.extent(0) + layout.keys.extent(0) + transposed.rows.extent(0) +
+                                    transposed.key_rows.extent(0);
+        const std::size_t offsets = layout.offsets.extent(0) + layout.key_offsets.extent(0) +
+                                    transposed.offsets.extent(0) + transposed.key_offsets.extent(0);
+        const auto held = static_cast<std::int64_t>(4 * entries + 8 * offsets);
+        const std::int64_t most = selected_layout_bytes(device.inputs.sequences, 4, parse_selector(method), true);
+        EXPECT_LE(held, most + 4 * 8) << method;  // and the last offset of each array
+        if (!scoreless_mode(parse_selector(method))) EXPECT_GE(held, most) << method;
     }
 }
 

@@ -98,4 +98,11 @@ template <class Exec, class T>
 std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                             int head_dim, const SelectorOptions& options);
 
+/// Bytes of the layout that `select` makes for `heads` query heads when every block that it may list is listed, and of
+/// its transpose if wanted: 4 a (head, query block, key block), and offsets. On a device, where lists have that room
+/// whatever they hold, also 4 a single key that a query block may keep.
+template <class Mem>
+std::int64_t selected_layout_bytes(const Sequences<Mem>& sequences, int heads, const SelectorOptions& options,
+                                   bool transposed);
+
 }  // namespace sparseattn
