@@ -1,36 +1,20 @@
-// Selection on the CPU: its time against SGEMM and against the dense forward of the same run.
+// Selection on the CPU: its time against SGEMM and against the dense forward of the same turns. Usage, turns and output
+// in turns.hpp.
 //
-// usage: bench_selection [filter] [seconds per case] [head dimension] [query heads] [key/value heads]
-// The filter is a regular expression on "n<length> <selector>". Every case alternates the selector, the dense causal
-// forward and SGEMM and takes the best of each, so that a noisy machine disturbs all three alike. Columns: the
-// selector's time, that as a share of the dense forward's, the share of the goal (1.5 / S for XAttention), the density
-// selected, and the time of attention over the selected layout as a share of dense.
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <functional>
-#include <regex>
-#include <string>
-#include <vector>
-
+// usage: bench_selection [--benchmark_...] [seconds per case] [head dimension] [query heads] [key/value heads]
+// Cases are named "n<length> <selector>"; their time is the selector's. Counters: that as a share of the dense causal
+// forward's, and of the goal (1.5 / S for XAttention); the density selected; the time of attention over the selected
+// layout as a share of dense; that of the dense forward in seconds and its rate as a share of SGEMM's; workspace.
 #include "sparseattn/attention/attention.hpp"
-#include "sparseattn/core/gemm.hpp"
-#include "sparseattn/core/rng.hpp"
+#include "sparseattn/core/error.hpp"
 #include "sparseattn/select/selector.hpp"
+#include "turns.hpp"
 
 namespace {
 
 using namespace sparseattn;
 using Exec = Kokkos::DefaultHostExecutionSpace;
 using Mem = Exec::memory_space;
-
-double seconds_of(const std::function<void()>& call) {
-    const auto begin = std::chrono::steady_clock::now();
-    call();
-    fence(Exec{}, "SparseAttn::bench");
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
 
 // Noise, and on it what real heads show: sinks, neighbours alike.
 void fill(const Array3<float, Mem>& x, std::uint64_t seed, float structure) {
@@ -49,26 +33,12 @@ void fill(const Array3<float, Mem>& x, std::uint64_t seed, float structure) {
         });
 }
 
-// C = A B of 2048 x 2048 floats through the library's own BLAS path.
-struct Sgemm {
-    static constexpr int n = 2048;
-    Array2<float, Mem> a{"a", n, n}, b{"b", n, n}, c{"c", n, n};
-    Sgemm() {
-        Kokkos::deep_copy(a, 0.5F);
-        Kokkos::deep_copy(b, 0.25F);
-    }
-    double run() const {
-        return seconds_of(
-            [&] { detail::gemm<Exec, float>(Exec{}, detail::Op::none, detail::Op::none, 1.0F, a, b, 0.0F, c); });
-    }
-    static double work() { return 2.0 * n * n * n; }
-};
-
 struct Shape {
     int n, d, heads, kv_heads;
 };
 
-void run_case(const Shape& shape, const std::string& text, double seconds, const Sgemm& sgemm) {
+double measure(benchmark::State& state, const Shape& shape, const std::string& text, double seconds,
+               const bench::Sgemm<Exec>& sgemm) {
     const Exec exec;
     const SelectorOptions options = parse_selector(text);
     const Sequences<Mem> sequences({0, shape.n});
@@ -91,52 +61,40 @@ void run_case(const Shape& shape, const std::string& text, double seconds, const
         select<Exec, float>(exec, HeadsView<const float, Mem>(q), HeadsView<const float, Mem>(k), sequences, options,
                             selection_workspace, {}, room, selected);
     };
-    double select_time = 1e9, dense_time = 1e9, sparse_time = 1e9, gemm_time = 1e9, spent = 0;
-    for (int round = 0; round < 2 || spent < seconds; ++round) {
-        const double times[] = {seconds_of(choose), seconds_of([&] { attend(dense); }),
-                                seconds_of([&] { attend(selected); }), sgemm.run()};
-        select_time = std::min(select_time, times[0]);
-        dense_time = std::min(dense_time, times[1]);
-        sparse_time = std::min(sparse_time, times[2]);
-        gemm_time = std::min(gemm_time, times[3]);
-        for (const double time : times) spent += time;
+    const std::vector<double> times = bench::in_turns<Exec>(
+        seconds, {choose, [&] { attend(dense); }, [&] { attend(selected); }, [&] { sgemm.run(); }});
+    const double work = 4.0 * shape.d * shape.heads * 0.5 * shape.n * (shape.n + 1.0), of_dense = times[0] / times[1];
+    state.counters["of dense %"] = 100 * of_dense;
+    if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
+        state.counters["of goal %"] = 100 * of_dense * xattention->stride / 1.5;
     }
-    const double work = 4.0 * shape.d * shape.heads * 0.5 * shape.n * (shape.n + 1.0);
-    const auto* xattention = std::get_if<XAttentionOptions>(&options);
-    char goal[32] = "-";
-    if (xattention) {
-        std::snprintf(goal, sizeof goal, "%.2f", select_time / dense_time * xattention->stride / 1.5);
-    }
-    std::printf("n%-7d %-42s %9.2f %8.4f %8s %8.3f %8.3f %9.1f %8.2f %8.2f\n", shape.n, text.c_str(), 1e3 * select_time,
-                select_time / dense_time, goal, statistics(exec, sequences, selected).density(),
-                sparse_time / dense_time, 1e3 * dense_time, work / dense_time / (Sgemm::work() / gemm_time),
-                static_cast<double>(selection_workspace.capacity()) / (1 << 20));
-    std::fflush(stdout);
+    state.counters["density %"] = 100 * statistics(exec, sequences, selected).density();
+    state.counters["sparse of dense %"] = 100 * times[2] / times[1];
+    state.counters["dense s"] = times[1];
+    state.counters["dense of SGEMM %"] = 100 * work / times[1] / (sgemm.work() / times[3]);
+    state.counters["SGEMM"] = sgemm.work() / times[3];
+    state.counters["MiB"] = static_cast<double>(selection_workspace.capacity()) / (1 << 20);
+    return times[0];
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
     const Kokkos::ScopeGuard kokkos(argc, argv);
-    const std::regex filter(argc > 1 ? argv[1] : ".*");
-    const double seconds = argc > 2 ? std::atof(argv[2]) : 2;
-    const int d = argc > 3 ? std::atoi(argv[3]) : 128, heads = argc > 4 ? std::atoi(argv[4]) : 2;
-    const int kv_heads = argc > 5 ? std::atoi(argv[5]) : 1;
-    const Sgemm sgemm;
-    double best = 1e9;
-    for (int i = 0; i < 5; ++i) best = std::min(best, sgemm.run());
-    std::printf("threads %d, d %d, heads %d/%d, fp32, causal; SGEMM %.0f GFLOP/s\n", concurrency(Exec{}), d, heads,
-                kv_heads, Sgemm::work() / best * 1e-9);
-    std::printf("%-8s %-42s %9s %8s %8s %8s %8s %9s %8s %8s\n", "length", "selector", "ms", "of dense", "of goal",
-                "density", "sparse", "dense ms", "of sgemm", "MiB");
-    for (const int n : {4096, 16384, 32768}) {
-        for (const char* text :
-             {"xattention:stride=8", "xattention:stride=16", "xattention:stride=16,threshold=0.95", "flexprefill",
-              "flexprefill:gamma=0.95", "minference:adaptive_budget=0.1", "streaming"}) {
-            char name[96];
-            std::snprintf(name, sizeof name, "n%d %s", n, text);
-            if (!std::regex_search(name, filter)) continue;
-            run_case({n, d, heads, kv_heads}, text, seconds, sgemm);
+    const bench::Sgemm<Exec> sgemm(2048);
+    return bench::run_cases(argc, argv, [&](const bench::Numbers& numbers) {
+        const double seconds = numbers.get(0, 2.0);
+        const int d = numbers.get(1, 128), heads = numbers.get(2, 2), kv_heads = numbers.get(3, 1);
+        benchmark::AddCustomContext("selection", concat(concurrency(Exec{}), " threads, d ", d, ", ", heads,
+                                                        " query heads on ", kv_heads, ", fp32, causal"));
+        for (const int n : {4096, 16384, 32768}) {
+            for (const std::string text :
+                 {"xattention:stride=8", "xattention:stride=16", "xattention:stride=16,threshold=0.95", "flexprefill",
+                  "flexprefill:gamma=0.95", "minference:adaptive_budget=0.1", "streaming"}) {
+                bench::add_case(concat("n", n, ' ', text), [=, &sgemm](benchmark::State& state) {
+                    return measure(state, {n, d, heads, kv_heads}, text, seconds, sgemm);
+                });
+            }
         }
-    }
+    });
 }

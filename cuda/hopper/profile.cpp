@@ -33,10 +33,6 @@ Lengths find_lengths(const SelectionParams& params) {
     return lengths;
 }
 
-int word_count(const SelectionParams& params, const Lengths& lengths) {
-    return std::max(1, ceil_div(ceil_div(lengths.keys, params.block), 32));
-}
-
 const char* gap_of(const SelectionParams& params) {
     const char* gap = selection_gap(params);
     if (*gap != '\0') return gap;
@@ -104,9 +100,55 @@ Status run_tail(const SelectionParams& params, const Lengths& lengths, TailArgs&
     return {launch_tail_sums(args, lengths.keys, params.stream), "second pass of the last queries"};
 }
 
-/// How many heads go together when one takes `bytes`.
-int heads_at_once(std::size_t bytes) {
-    return static_cast<int>(std::clamp<std::size_t>(part_bytes / std::max<std::size_t>(bytes, 1), 1, profile_heads));
+/// Bits of the visited blocks of all lists, and their numbers.
+struct Bits {
+    std::uint32_t* words = nullptr;
+    int word_count = 1;
+    std::int32_t* counts = nullptr;
+};
+
+Bits take_bits(Memory& memory, const SelectionParams& params, const Lengths& lengths) {
+    const std::size_t list_rows = static_cast<std::size_t>(params.estimated) * params.target.rows;
+    Bits bits;
+    bits.word_count = std::max(1, ceil_div(ceil_div(lengths.keys, params.block), 32));
+    bits.words = memory.take<std::uint32_t>(list_rows * bits.word_count);
+    bits.counts = memory.take<std::int32_t>(list_rows);
+    return bits;
+}
+
+/// The estimated heads cut into parts that are worked on one after the other, in the same memory.
+struct Parts {
+    int heads = 0, at_once = 1;
+    std::size_t begin = 0, end = 0;  // of their memory in the workspace
+
+    /// Calls use(memory, first head, number of heads) for every part, until one fails.
+    template <class Use>
+    Status each(char* base, const Use& use) const {
+        for (int first = 0; first < heads; first += at_once) {
+            Memory memory{begin, base};
+            const Status status = use(memory, first, std::min(at_once, heads - first));
+            if (!status.ok()) return status;
+        }
+        return {};
+    }
+};
+
+/// Parts of as many heads as fit `part_bytes`, in the memory behind `begin`; take(memory, first head, number of heads)
+/// takes the arrays of one.
+template <class Take>
+Parts cut_heads(int heads, std::size_t begin, const Take& take) {
+    Parts parts{heads, 1, begin, begin};
+    if (heads == 0) return parts;
+    Memory one;
+    take(one, 0, 1);
+    const std::size_t fitting = part_bytes / std::max<std::size_t>(one.used, 1);
+    parts.at_once = static_cast<int>(std::clamp<std::size_t>(fitting, 1, profile_heads));
+    (void)parts.each(nullptr, [&](Memory& memory, int first, int count) {
+        take(memory, first, count);
+        parts.end = std::max(parts.end, memory.used);
+        return Status{};
+    });
+    return parts;
 }
 
 // --- FlexPrefill ----------------------------------------------------------------------------------------------------
@@ -220,36 +262,20 @@ Status run_flex(const FlexPrefillParams& params, const Lengths& lengths, FlexPar
     return {launch_flex_rows(flex, params.stream), "rows of blocks"};
 }
 
-std::size_t flex_head_bytes(const FlexPrefillParams& params, const Lengths& lengths) {
-    Memory memory;
-    const int heads = std::min(params.estimated, 1);
-    if (heads > 0) make_flex(memory, params, lengths, 0, heads);
-    return memory.used;
-}
-
 struct FlexPlan {
     Lengths lengths;
-    int words = 1, at_once = 1;
-    std::size_t part_begin = 0, bytes = 0;
-    std::uint32_t* word = nullptr;
-    std::int32_t* counts = nullptr;
+    Bits bits;
+    Parts parts;
 };
 
 FlexPlan plan_flex(const FlexPrefillParams& params, char* base) {
     FlexPlan plan;
     plan.lengths = find_lengths(params);
-    plan.words = word_count(params, plan.lengths);
-    plan.at_once = heads_at_once(flex_head_bytes(params, plan.lengths));
     Memory memory{0, base};
-    const std::size_t list_rows = static_cast<std::size_t>(params.estimated) * params.target.rows;
-    plan.word = memory.take<std::uint32_t>(list_rows * plan.words);
-    plan.counts = memory.take<std::int32_t>(list_rows);
-    plan.part_begin = plan.bytes = memory.used;
-    for (int first = 0; first < params.estimated; first += plan.at_once) {
-        Memory part{plan.part_begin, nullptr};
-        make_flex(part, params, plan.lengths, first, std::min(plan.at_once, params.estimated - first));
-        plan.bytes = std::max(plan.bytes, part.used);
-    }
+    plan.bits = take_bits(memory, params, plan.lengths);
+    plan.parts = cut_heads(params.estimated, memory.used, [&](Memory& part, int first, int count) {
+        make_flex(part, params, plan.lengths, first, count);
+    });
     return plan;
 }
 
@@ -271,17 +297,15 @@ int most_columns(const MInferenceParams& params, const Lengths& lengths) {
     return std::max(std::min(most, lengths.keys), 1);
 }
 
-MInferencePart make_part(Memory& memory, const MInferenceParams& params, const Lengths& lengths, int first, int count) {
+/// `shared`: what all parts are told.
+MInferencePart make_part(Memory& memory, const MInferenceParams& params, const Lengths& lengths,
+                         const MInferenceArgs& shared, int first, int count) {
     MInferencePart part;
     part.tail = make_tail(params, lengths, make_heads(params, false, 1, first, count), MInferenceParams::last_queries);
     carve_tail(memory, part.tail);
     MInferenceArgs& args = part.args;
-    args.batch = params.batch;
+    args = shared;
     args.heads = part.tail.heads;
-    args.target = params.target;
-    args.block = params.block;
-    args.column_share = params.column_share;
-    args.distance_share = params.distance_share;
     std::copy_n(params.columns + first, count, args.columns);
     std::copy_n(params.distances + first, count, args.distances);
     args.vertical = part.tail.vertical;
@@ -293,35 +317,32 @@ MInferencePart make_part(Memory& memory, const MInferenceParams& params, const L
 
 struct MInferencePlan {
     Lengths lengths;
-    int at_once = 1;
-    std::size_t part_begin = 0, bytes = 0;
-    MInferenceArgs shared{};  // what all parts write
+    Parts parts;
+    MInferenceArgs shared{};
 };
 
 MInferencePlan plan_minference(const MInferenceParams& params, char* base) {
     MInferencePlan plan;
     plan.lengths = find_lengths(params);
-    if (params.estimated > 0) {
-        Memory one;
-        make_part(one, params, plan.lengths, 0, 1);
-        plan.at_once = heads_at_once(one.used);
-    }
     Memory memory{0, base};
-    const auto lists = static_cast<std::size_t>(params.estimated), list_rows = lists * params.target.rows;
+    const Bits bits = take_bits(memory, params, plan.lengths);
+    const auto lists = static_cast<std::size_t>(params.estimated);
     MInferenceArgs& shared = plan.shared;
-    shared.word_count = word_count(params, plan.lengths);
-    shared.words = memory.take<std::uint32_t>(list_rows * shared.word_count);
-    shared.counts = memory.take<std::int32_t>(list_rows);
-    shared.key_counts = memory.take<std::int32_t>(list_rows);
+    shared.batch = params.batch;
+    shared.target = params.target;
+    shared.block = params.block;
+    shared.column_share = params.column_share;
+    shared.distance_share = params.distance_share;
+    shared.words = bits.words;
+    shared.word_count = bits.word_count;
+    shared.counts = bits.counts;
+    shared.key_counts = memory.take<std::int32_t>(lists * params.target.rows);
     shared.most_columns = most_columns(params, plan.lengths);
     shared.kept = memory.take<std::int32_t>(lists * params.batch.sequences * shared.most_columns);
     shared.kept_count = memory.take<std::int32_t>(lists * params.batch.sequences);
-    plan.part_begin = plan.bytes = memory.used;
-    for (int first = 0; first < params.estimated; first += plan.at_once) {
-        Memory part{plan.part_begin, nullptr};
-        make_part(part, params, plan.lengths, first, std::min(plan.at_once, params.estimated - first));
-        plan.bytes = std::max(plan.bytes, part.used);
-    }
+    plan.parts = cut_heads(params.estimated, memory.used, [&](Memory& part, int first, int count) {
+        make_part(part, params, plan.lengths, shared, first, count);
+    });
     return plan;
 }
 
@@ -347,26 +368,28 @@ const char* minference_gap(const MInferenceParams& params) {
 }
 
 std::size_t flexprefill_workspace(const FlexPrefillParams& params) {
-    return plan_flex(params, nullptr).bytes;
+    return plan_flex(params, nullptr).parts.end;
 }
 std::size_t minference_workspace(const MInferenceParams& params) {
-    return plan_minference(params, nullptr).bytes;
+    return plan_minference(params, nullptr).parts.end;
 }
 
 Status flexprefill(const FlexPrefillParams& params) {
     auto* base = static_cast<char*>(params.workspace);
     const FlexPlan plan = plan_flex(params, base);
-    for (int first = 0; first < params.estimated && params.batch.queries > 0; first += plan.at_once) {
-        Memory memory{plan.part_begin, base};
-        const int count = std::min(plan.at_once, params.estimated - first);
+    const Bits& bits = plan.bits;
+    const auto run = [&](Memory& memory, int first, int count) {
         FlexPart part = make_flex(memory, params, plan.lengths, first, count);
-        part.flex.words = plan.word;
-        part.flex.word_count = plan.words;
-        part.flex.counts = plan.counts;
-        const Status status = run_flex(params, plan.lengths, part);
+        part.flex.words = bits.words;
+        part.flex.word_count = bits.word_count;
+        part.flex.counts = bits.counts;
+        return run_flex(params, plan.lengths, part);
+    };
+    if (params.batch.queries > 0) {
+        const Status status = plan.parts.each(base, run);
         if (!status.ok()) return status;
     }
-    return {launch_lists(params.target, plan.word, plan.words, plan.counts, params.estimated, params.stream),
+    return {launch_lists(params.target, bits.words, bits.word_count, bits.counts, params.estimated, params.stream),
             "list kernel"};
 }
 
@@ -374,28 +397,18 @@ Status minference(const MInferenceParams& params) {
     auto* base = static_cast<char*>(params.workspace);
     const MInferencePlan plan = plan_minference(params, base);
     const MInferenceArgs& shared = plan.shared;
-    MInferenceArgs last = shared;
-    last.batch = params.batch;
-    last.target = params.target;
-    last.block = params.block;
-    for (int first = 0; first < params.estimated && params.batch.queries > 0; first += plan.at_once) {
-        Memory memory{plan.part_begin, base};
-        const int count = std::min(plan.at_once, params.estimated - first);
-        MInferencePart part = make_part(memory, params, plan.lengths, first, count);
-        part.args.kept = shared.kept;
-        part.args.most_columns = shared.most_columns;
-        part.args.kept_count = shared.kept_count;
-        part.args.words = shared.words;
-        part.args.word_count = shared.word_count;
-        part.args.counts = shared.counts;
-        part.args.key_counts = shared.key_counts;
-        const Status status = run_minference(params, plan.lengths, part);
+    const auto run = [&](Memory& memory, int first, int count) {
+        MInferencePart part = make_part(memory, params, plan.lengths, shared, first, count);
+        return run_minference(params, plan.lengths, part);
+    };
+    if (params.batch.queries > 0) {
+        const Status status = plan.parts.each(base, run);
         if (!status.ok()) return status;
     }
     const cudaError_t error =
         launch_lists(params.target, shared.words, shared.word_count, shared.counts, params.estimated, params.stream);
     if (error != cudaSuccess) return {error, "list kernel"};
-    return {launch_minference_keys(last, params.estimated, params.key_offsets, params.keys, params.stream),
+    return {launch_minference_keys(shared, params.estimated, params.key_offsets, params.keys, params.stream),
             "single keys"};
 }
 

@@ -126,11 +126,9 @@ std::int64_t LayerComparison<T>::bytes(std::int64_t queries, std::int64_t keys, 
                                           {0, static_cast<std::int32_t>(keys)});
     std::int64_t selection = 0, layout = 0;
     for (const LayerSelector& selector : methods) {
-        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<PrefillExec>(
+        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<PrefillExec, T>(
                                             sequences, heads, kv_heads, head_dim, selector.method)));
-        const std::int64_t block = block_of(selector.method);
-        const std::int64_t rows = (queries + block - 1) / block, columns = (keys + block - 1) / block;
-        layout = std::max(layout, static_cast<std::int64_t>(sizeof(std::int32_t)) * heads * rows * columns);
+        layout = std::max(layout, selected_layout_bytes(sequences, heads, selector.method, false));
     }
     ModelConfig shape;  // as far as attention's temporaries depend on it
     shape.num_attention_heads = heads;

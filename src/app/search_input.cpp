@@ -86,7 +86,7 @@ std::int64_t SearchInput::selection_bytes(const SelectorOptions& method) const {
     for (const AttentionFileReader& file : files_) {
         const Sequences<SearchSamples::Mem> sequences(file.header().query_offsets, file.header().key_offsets);
         for (const AttentionFileLayer& layer : layers_) {
-            largest = std::max(largest, sparseattn::selection_bytes<Kokkos::DefaultExecutionSpace>(
+            largest = std::max(largest, sparseattn::selection_bytes<Kokkos::DefaultExecutionSpace, float>(
                                             sequences, layer.heads, layer.kv_heads, layer.head_dim, method));
         }
     }

@@ -7,6 +7,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/model/detail/gates.hpp"
+#include "sparseattn/model/detail/layout_bytes.hpp"
 
 namespace sparseattn {
 namespace {
@@ -15,23 +16,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(const Clock::time_point& start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-template <class View>
-std::int64_t view_bytes(const View& view) {
-    return static_cast<std::int64_t>(view.size() * sizeof(typename View::value_type));
-}
-
-template <class Mem>
-std::int64_t list_bytes(const BlockLayout<Mem>& layout) {
-    return view_bytes(layout.offsets) + view_bytes(layout.columns) + view_bytes(layout.key_offsets) +
-           view_bytes(layout.keys);
-}
-
-// Entries of a dense causal layout of one sequence: what a selector lists at most.
-std::int64_t dense_entries(std::int64_t tokens, int block, std::int64_t heads) {
-    const std::int64_t rows = (tokens + block - 1) / block;
-    return heads * rows * (rows + 1) / 2;
 }
 
 }  // namespace
@@ -134,16 +118,17 @@ AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, cons
     const Sequences<Mem> sequences({0, static_cast<std::int32_t>(pass.tokens)});
     std::int64_t selection = 0, largest = 0, all = 0, room = 0;
     for (const LayerSelector& layer : layers_) {
-        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec>(
+        selection = std::max(selection, static_cast<std::int64_t>(selection_bytes<Exec, T>(
                                             sequences, config.num_attention_heads, config.num_key_value_heads,
                                             config.head_dim, layer.method)));
-        const std::int64_t of_layout = static_cast<std::int64_t>(sizeof(std::int32_t)) *
-                                       dense_entries(pass.tokens, block_of(layer.method), config.num_attention_heads);
+        const auto layout_bytes = [&](bool transposed) {
+            return selected_layout_bytes(sequences, config.num_attention_heads, layer.method, transposed);
+        };
         const bool combined = layer.heads.share_groups || (gated_ && !scoreless_mode(layer.method)) ||
                               std::any_of(layer.heads.fixed.begin(), layer.heads.fixed.end(),
                                           [](const auto& mode) { return mode.has_value(); });
-        if (combined) room = std::max(room, of_layout);
-        const auto lists = of_layout * (pass.training ? 2 : 1);
+        if (combined) room = std::max(room, layout_bytes(false));
+        const std::int64_t lists = layout_bytes(pass.training);
         largest = std::max(largest, lists);
         all += lists;
     }
@@ -154,14 +139,10 @@ AttentionBytes SelectedAttention<Exec, T>::bytes(const ModelConfig& config, cons
 
 template <class Exec, class T>
 std::int64_t SelectedAttention<Exec, T>::allocated() const {
-    std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity());
+    std::int64_t bytes = BlockAttention<Exec, T>::allocated() + static_cast<std::int64_t>(workspace_.capacity()) +
+                         detail::held_bytes(room_);
     for (const Chosen& made : chosen_) {
-        const auto& [layout, transposed] = made;
-        bytes += list_bytes(layout) + view_bytes(transposed.offsets) + view_bytes(transposed.rows) +
-                 view_bytes(transposed.key_offsets) + view_bytes(transposed.key_rows);
-    }
-    for (const BlockLayout<Mem>* layout : {&room_.estimated, &room_.shared, &room_.scored, &room_.fixed}) {
-        bytes += list_bytes(*layout);
+        bytes += detail::held_bytes(made.layout) + detail::held_bytes(made.transposed);
     }
     return bytes;
 }

@@ -1,6 +1,7 @@
 #include "sparseattn/model/detail/sequence_buffers.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "sparseattn/model/block_attention.hpp"
 
@@ -74,24 +75,24 @@ std::int64_t message_bytes(const SequencePlan<Exec>& plan, const ModelConfig& co
     return there[0] + there[1] + returned + halo;
 }
 
-// Layouts of selected heads, as if every block were kept.
+// Layouts of selected heads.
 template <class Exec>
-std::int64_t layout_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass, int block) {
-    const std::int64_t rows = (plan.shards().tokens + block - 1) / block;
+std::int64_t layout_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
     std::int64_t all = 0, most = 0;
     for (int l = 0; l < config.num_hidden_layers; ++l) {
-        std::int64_t heads = 0;
+        std::int64_t bytes = 0;
         for (const auto& piece : plan.layer(l).pieces) {
-            if (!piece.heads.known) heads += static_cast<std::int64_t>(piece.heads.heads.queries.size());
+            if (piece.heads.known || piece.heads.heads.empty()) continue;
+            bytes += selected_layout_bytes(plan.sequences(), static_cast<int>(piece.heads.heads.queries.size()),
+                                           piece.heads.selector.method, pass.training);
         }
-        const std::int64_t bytes = heads * rows * (rows + 1) / 2 * static_cast<std::int64_t>(sizeof(std::int32_t));
-        all += 2 * bytes;  // with their transposes
-        most = std::max(most, pass.training ? 2 * bytes : bytes);
+        all += bytes;
+        most = std::max(most, bytes);
     }
     return pass.training && !pass.recompute ? all : most;
 }
 
-// Workspace of the largest call of attention.
+// Workspace of the largest call, of attention or of a selector.
 template <class Exec, class T>
 std::int64_t call_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
     std::int64_t most = 0;
@@ -105,7 +106,17 @@ std::int64_t call_bytes(const SequencePlan<Exec>& plan, const ModelConfig& confi
     };
     for (int l = 0; l < config.num_hidden_layers; ++l) {
         const auto& layer = plan.layer(l);
-        for (const auto& piece : layer.pieces) add(piece.heads.heads, plan.shards().tokens, plan.gated());
+        for (const auto& piece : layer.pieces) {
+            const HeadBatch& heads = piece.heads.heads;
+            add(heads, plan.shards().tokens, plan.gated());
+            if constexpr (!std::is_same_v<T, double>) {  // in which nothing is selected
+                if (piece.heads.known || heads.empty()) continue;
+                most = std::max(most,
+                                static_cast<std::int64_t>(selection_bytes<Exec, T>(
+                                    plan.sequences(), static_cast<int>(heads.queries.size()),
+                                    static_cast<int>(heads.kv.size()), config.head_dim, piece.heads.selector.method)));
+            }
+        }
         for (const auto& call : layer.halo.calls) add(call.heads, layer.halo.keys.target_rows, false);
     }
     return most;
@@ -137,7 +148,7 @@ SequenceBuffers<T, typename Exec::memory_space> cut_sequence_buffers(const Seque
 template <class Exec, class T>
 AttentionBytes sequence_bytes(const SequencePlan<Exec>& plan, const ModelConfig& config, const PassShape& pass) {
     const auto buffers = cut_sequence_buffers<Exec, T>(plan, config, pass, nullptr);
-    return {static_cast<std::int64_t>(buffers.saved_bytes) + layout_bytes(plan, config, pass, plan.block()),
+    return {static_cast<std::int64_t>(buffers.saved_bytes) + layout_bytes(plan, config, pass),
             static_cast<std::int64_t>(buffers.bytes - buffers.saved_bytes) + message_bytes<Exec, T>(plan, config) +
                 call_bytes<Exec, T>(plan, config, pass)};
 }

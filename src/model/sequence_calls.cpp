@@ -6,6 +6,7 @@
 
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/layout/detail/copies.hpp"
+#include "sparseattn/model/detail/layout_bytes.hpp"
 
 namespace sparseattn::detail {
 namespace {
@@ -220,7 +221,11 @@ std::vector<double> SequenceCalls<Exec, T>::visited_blocks(const Exec& exec) con
 
 template <class Exec, class T>
 std::int64_t SequenceCalls<Exec, T>::allocated() const {
-    return static_cast<std::int64_t>(memory_.extent(0) + workspace_.capacity());
+    std::int64_t bytes = static_cast<std::int64_t>(memory_.extent(0) + workspace_.capacity()) + held_bytes(room_);
+    for (const auto& layer : selected_) {
+        for (const WholeLayout<Mem>& chosen : layer) bytes += held_bytes(chosen.lists) + held_bytes(chosen.transposed);
+    }
+    return bytes;
 }
 
 template class SequenceCalls<Kokkos::DefaultExecutionSpace, float>;

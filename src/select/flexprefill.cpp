@@ -273,10 +273,18 @@ void FlexPrefillOptions::validate() const {
             concat("at least ", std::max(1, min_budget), ", as min_budget is ", min_budget));
 }
 
-template <class Exec>
-std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
+template <class Exec, class T>
+std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                               int head_dim, const FlexPrefillOptions& options) {
-    return detail::slab_bytes<typename Exec::memory_space>(buffer_plan(sequences, heads, group, head_dim, options));
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const std::vector<std::int32_t> all = detail::estimated_heads({}, heads);
+        const auto call = detail::planned_call(sequences, {heads, kv_heads, head_dim}, all);
+        if (const std::size_t bytes = detail::cuda_flexprefill_bytes(call, options); bytes > 0) return bytes;
+    }
+#endif
+    return detail::slab_bytes<typename Exec::memory_space>(
+        buffer_plan(sequences, heads, heads / kv_heads, head_dim, options));
 }
 
 template <class Exec, class T>
@@ -341,11 +349,11 @@ BlockLayout<typename Exec::memory_space> select_flexprefill(
     template BlockLayout<EXEC::memory_space> select_flexprefill(                                                   \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const FlexPrefillOptions&, Workspace<EXEC::memory_space>&,           \
-        const EstimatedHeads&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                  \
-    template std::size_t flexprefill_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
-                                                 const FlexPrefillOptions&);                          \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                          \
+        const EstimatedHeads&);                                                                                    \
+    template std::size_t flexprefill_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,           \
+                                                    const FlexPrefillOptions&);
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

@@ -4,33 +4,19 @@
 #include <cmath>
 
 #include "sparseattn/core/error.hpp"
-#include "sparseattn/core/gemm.hpp"
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/builders.hpp"
 #include "sparseattn/layout/combine.hpp"
-#include "sparseattn/layout/detail/copies.hpp"
 #include "sparseattn/select/detail/cuda.hpp"
-#include "sparseattn/select/detail/cut.hpp"
-#include "sparseattn/select/detail/long_rows.hpp"
-#include "sparseattn/select/detail/mask.hpp"
-#include "sparseattn/select/detail/profile.hpp"
-#include "sparseattn/select/detail/slab.hpp"
+#include "sparseattn/select/detail/minference.hpp"
 
 namespace sparseattn {
 namespace {
 
-using detail::BlockMask;
-using detail::Cut;
-using detail::RowSpan;
-using detail::SequenceShape;
-using detail::Slab;
+using detail::pattern_of;
 using Options = MInferenceOptions;
 using Type = MInferencePattern::Type;
-
-MInferencePattern pattern_of(const Options& options, int head) {
-    return options.heads.empty() ? MInferencePattern{} : options.heads[head];
-}
 
 bool looks_at_scores(Type type) {
     return type == Type::vertical_and_slash || type == Type::block_sparse;
@@ -38,228 +24,6 @@ bool looks_at_scores(Type type) {
 
 int scaled(int size, double ratio) {
     return static_cast<int>(std::min(std::floor(size * ratio), 1073741824.0));
-}
-
-// Columns and distances that a vertical_and_slash head keeps of n keys; the forced ones are among them.
-struct Sizes {
-    std::int32_t columns, distances;
-};
-Sizes sizes(const Options& options, const MInferencePattern& pattern, int n) {
-    int columns = scaled(pattern.first, options.size_ratio), distances = scaled(pattern.second, options.size_ratio);
-    if (options.adaptive_budget) {
-        columns = scaled(n, 0.2 * *options.adaptive_budget);
-        distances = scaled(n, 0.8 * *options.adaptive_budget);
-    }
-    return {std::min(n, std::max(columns, Options::forced_columns)),
-            std::min(n, std::max({distances, Options::least_distances, Options::forced_distances}))};
-}
-
-template <class Mem>
-struct Buffers {
-    Span2<float, Mem> keys;  // [n_k, d] of one key head
-    detail::TailBuffers<Mem> tail;
-    Span1<float, Mem> vertical, slash;        // [group, n_k]
-    Span1<std::int32_t, Mem> kept_distances;  // [group, n_k + 1] how many kept distances are less than o
-    Span1<Sizes, Mem> sizes;                  // [group]
-    Span1<std::int32_t, Mem> lists;           // [group]
-    Span2<float, Mem> mean_keys, mean_queries;
-    Span1<float, Mem> pooled;  // [rows, key blocks]
-    BlockMask<Mem> mask;
-    Span2<std::int32_t, Mem> columns;       // [lists * sequences, most columns]
-    Span2<std::int32_t, Mem> column_count;  // [lists, sequences]
-};
-
-// `heads`: those whose scores are looked at.
-template <class Mem>
-auto buffer_plan(const Sequences<Mem>& sequences, const std::vector<std::int32_t>& heads, int group, int head_dim,
-                 const Options& options) {
-    std::int64_t queries = 0, keys = 0, most = 0;
-    bool profiles = false, pools = false;
-    for (int s = 0; s < sequences.count(); ++s) {
-        queries = std::max<std::int64_t>(queries, sequences.query_length(s));
-        keys = std::max<std::int64_t>(keys, sequences.key_length(s));
-    }
-    for (const std::int32_t head : heads) {
-        const MInferencePattern pattern = pattern_of(options, head);
-        if (pattern.type == Type::block_sparse) pools = true;
-        if (pattern.type != Type::vertical_and_slash) continue;
-        profiles = true;
-        most = std::max<std::int64_t>(most, sizes(options, pattern, static_cast<int>(keys)).columns);
-    }
-    const std::int64_t tail = std::min<std::int64_t>(Options::last_queries, queries), lists = heads.size();
-    const std::int64_t rows = (queries + options.block - 1) / options.block;
-    const std::int64_t key_blocks = (keys + options.block - 1) / options.block;
-    const std::int64_t mask_rows = detail::mask_rows(sequences, options.block);
-    const std::int64_t words = detail::mask_words(sequences, options.block), count = sequences.count();
-    const std::int64_t n = profiles ? keys : 0, members = profiles ? group : 0;  // what is not needed takes nothing
-    const std::int64_t query_means = pools ? rows : 0, key_means = pools ? key_blocks : 0;
-    return [=](Slab<Mem>& slab) {
-        Buffers<Mem> b;
-        b.keys = slab.template take<float>(n, head_dim);
-        b.tail.queries = slab.template take<float>(profiles ? tail : 0, head_dim);
-        b.tail.scores = slab.template take<float>(tail * n);
-        b.vertical = slab.template take<float>(members * n);
-        b.slash = slab.template take<float>(members * n);
-        b.kept_distances = slab.template take<std::int32_t>(members * (n + 1));
-        b.sizes = slab.template take<Sizes>(members);
-        b.lists = slab.template take<std::int32_t>(members);
-        b.mean_keys = slab.template take<float>(key_means, head_dim);
-        b.mean_queries = slab.template take<float>(query_means, head_dim);
-        b.pooled = slab.template take<float>(query_means * key_means);
-        b.mask = {slab.template take<std::uint32_t>(lists * mask_rows, words), static_cast<std::int32_t>(mask_rows)};
-        b.columns = slab.template take<std::int32_t>(profiles ? lists * count : 0, most);
-        b.column_count = slab.template take<std::int32_t>(profiles ? lists : 0, count);
-        return b;
-    };
-}
-
-// One head a team: which columns and distances stay.
-template <class Mem>
-struct KeepLargest {
-    std::int32_t keys, sequence, sequences;
-    Span2<const float, Mem> vertical, slash;  // [heads, n_k]
-    Span1<const Sizes, Mem> sizes;
-    Span1<const std::int32_t, Mem> lists;
-    Span2<std::int32_t, Mem> kept_distances;
-    Span2<std::int32_t, Mem> columns, column_count;
-
-    // The `wanted` largest of `mass`, the first `forced` among them.
-    template <class Team>
-    KOKKOS_INLINE_FUNCTION Cut largest(const Team& team, const float* mass, std::int32_t forced,
-                                       std::int32_t wanted) const {
-        return detail::find_cut(
-            team, keys, [=](std::int32_t i) { return mass[i]; }, [=](std::int32_t i) { return i < forced ? 0.0 : 1.0; },
-            wanted - forced);
-    }
-    template <class Team>
-    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
-        constexpr std::int32_t first_columns = Options::forced_columns, nearest = Options::forced_distances;
-        const std::int32_t h = team.league_rank(), list = lists(h), n = keys;
-        const float *v = &vertical(h, 0), *s = &slash(h, 0);
-        const Cut column_cut = largest(team, v, first_columns, sizes(h).columns);
-        const Cut distance_cut = largest(team, s, nearest, sizes(h).distances);
-        std::int32_t* to = &columns(list * sequences + sequence, 0);
-        std::int32_t* count = &column_count(list, sequence);
-        std::int32_t* before = &kept_distances(h, 0);
-        Kokkos::parallel_scan(Kokkos::TeamThreadRange(team, n), [=](std::int32_t c, std::int32_t& sum, bool last) {
-            const bool take = c < first_columns || column_cut.takes(v[c], c);
-            if (last && take) to[sum] = c;
-            sum += take ? 1 : 0;
-            if (last && c == n - 1) *count = sum;
-        });
-        Kokkos::parallel_scan(Kokkos::TeamThreadRange(team, n), [=](std::int32_t o, std::int32_t& sum, bool last) {
-            if (last) before[o] = sum;
-            sum += o < nearest || distance_cut.takes(s[o], o) ? 1 : 0;
-            if (last && o == n - 1) before[n] = sum;
-        });
-    }
-};
-
-// The key blocks that hold a key i - o for a query i of the row and a kept distance o.
-template <class Mem>
-struct VisitDistances {
-    SequenceShape shape;
-    Span1<const std::int32_t, Mem> before;  // [n_k + 1]
-    BlockMask<Mem> mask;
-    std::int64_t list;
-    template <class Team>
-    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
-        const std::int32_t row = team.league_rank(), block = shape.block, keys = shape.keys;
-        const std::int32_t first = row * block + shape.shift(), last = shape.row_end(row) - 1 + shape.shift();
-        const std::int32_t* less = before.data();
-        detail::write_mask_row(team, mask.row(list, shape.row_begin + row),
-                               static_cast<std::int32_t>(mask.words.extent(1)), shape.span(row).end,
-                               [=](std::int32_t J) {
-                                   const std::int32_t j0 = J * block, j1 = (j0 + block < keys ? j0 + block : keys) - 1;
-                                   const std::int32_t nearest = first > j1 ? first - j1 : 0, farthest = last - j0;
-                                   return less[farthest + 1] > less[nearest];
-                               });
-    }
-};
-
-// The `wanted` largest block-mean scores of a row, its own blocks among them.
-template <class Mem>
-struct VisitLargest {
-    SequenceShape shape;
-    std::int32_t wanted;
-    Span2<const float, Mem> pooled;
-    BlockMask<Mem> mask;
-    std::int64_t list;
-    template <class Team>
-    KOKKOS_INLINE_FUNCTION void operator()(const Team& team) const {
-        const std::int32_t row = team.league_rank();
-        const RowSpan span = shape.span(row);
-        const float* score = &pooled(row, 0);
-        const Cut cut = detail::find_cut(
-            team, span.end, [=](std::int32_t J) { return score[J]; },
-            [=](std::int32_t J) { return J >= span.own_begin ? 0.0 : 1.0; }, wanted - (span.end - span.own_begin));
-        detail::write_mask_row(team, mask.row(list, shape.row_begin + row),
-                               static_cast<std::int32_t>(mask.words.extent(1)), span.end,
-                               [=](std::int32_t J) { return J >= span.own_begin || cut.takes(score[J], J); });
-    }
-};
-
-template <class Exec, class T>
-struct Inputs {
-    using Mem = typename Exec::memory_space;
-    const HeadsView<const T, Mem>& query;
-    const HeadsView<const T, Mem>& key;
-    const Sequences<Mem>& sequences;
-    const Options& options;
-    const std::vector<std::int32_t>& heads;  // whose scores are looked at; a head's place is its list
-    const Buffers<Mem>& buffers;
-};
-
-// The vertical_and_slash heads (places in `heads`) of one key head in one sequence.
-template <class Exec, class T>
-void visit_profiles(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, const std::vector<int>& members,
-                    const SequenceShape& shape, int sequence) {
-    using Mem = typename Exec::memory_space;
-    using Policy = Kokkos::TeamPolicy<Exec>;
-    const Buffers<Mem>& b = in.buffers;
-    const int n = shape.keys, count = static_cast<int>(members.size());
-    const int tail = std::min(Options::last_queries, shape.queries);
-    const Span2<float, Mem> keys(b.keys.data(), n, in.key.extent(2));
-    const Span2<float, Mem> vertical(b.vertical.data(), count, n), slash(b.slash.data(), count, n);
-    const Span2<std::int32_t, Mem> before(b.kept_distances.data(), count, n + 1);
-    std::vector<Sizes> wanted;
-    detail::pack_rows<Exec, T>(exec, in.key, {shape.key_begin, n, kv_head}, 1, 0, false, keys);
-    for (int m = 0; m < count; ++m) {
-        const int list = members[m];
-        detail::tail_profile<Exec, T>(exec, in.query, {shape.query_begin, shape.queries, in.heads[list]}, tail, keys,
-                                      b.tail, detail::row_of<float, Mem>(vertical, m),
-                                      detail::row_of<float, Mem>(slash, m));
-        wanted.push_back(sizes(in.options, pattern_of(in.options, in.heads[list]), n));
-    }
-    detail::put_values(exec, "SparseAttn::minference.sizes", wanted, b.sizes.data());
-    detail::put_values(exec, "SparseAttn::minference.lists", members, b.lists.data());
-    detail::for_long_rows("SparseAttn::minference.keep", exec, count,
-                          KeepLargest<Mem>{n, sequence, in.sequences.count(), vertical, slash, b.sizes, b.lists, before,
-                                           b.columns, b.column_count});
-    for (int m = 0; m < count; ++m) {
-        Kokkos::parallel_for(
-            "SparseAttn::minference.visit_distances", Policy(exec, shape.rows(), Kokkos::AUTO),
-            VisitDistances<Mem>{shape, detail::row_of<std::int32_t, Mem>(before, m), b.mask, members[m]});
-    }
-}
-
-template <class Exec, class T>
-void visit_blocks(const Exec& exec, const Inputs<Exec, T>& in, int kv_head, const std::vector<int>& members,
-                  const SequenceShape& shape) {
-    using Mem = typename Exec::memory_space;
-    const Buffers<Mem>& b = in.buffers;
-    const int d = static_cast<int>(in.key.extent(2)), rows = shape.rows(), blocks = shape.key_blocks();
-    const Span2<float, Mem> mean_keys(b.mean_keys.data(), blocks, d), mean_queries(b.mean_queries.data(), rows, d);
-    const Span2<float, Mem> pooled(b.pooled.data(), rows, blocks);
-    detail::mean_blocks<Exec, T>(exec, in.key, {shape.key_begin, shape.keys, kv_head}, shape.block, 1.0F, mean_keys);
-    for (const int list : members) {
-        detail::mean_blocks<Exec, T>(exec, in.query, {shape.query_begin, shape.queries, in.heads[list]}, shape.block,
-                                     1.0F, mean_queries);
-        detail::gemm<Exec, float>(exec, detail::Op::none, detail::Op::transpose, 1.0F, mean_queries, mean_keys, 0.0F,
-                                  pooled);
-        Kokkos::parallel_for("SparseAttn::minference.visit_largest", Kokkos::TeamPolicy<Exec>(exec, rows, Kokkos::AUTO),
-                             VisitLargest<Mem>{shape, in.options.block_sparse_blocks, pooled, b.mask, list});
-    }
 }
 
 // What heads without scores do.
@@ -317,11 +81,8 @@ std::optional<detail::ProfileSizes> profile_sizes(const Options& options, const 
         if (pattern.type != Type::vertical_and_slash) return std::nullopt;
         result.columns.push_back(scaled(pattern.first, options.size_ratio));
         result.distances.push_back(scaled(pattern.second, options.size_ratio));
-        for (int s = 0; s < sequences.count(); ++s) {
-            const std::int64_t columns = sizes(options, pattern, sequences.key_length(s)).columns;
-            result.most_columns = std::max(result.most_columns, columns);
-        }
     }
+    result.most_columns = detail::most_kept_columns(sequences, options, heads);
     return result;
 }
 #endif
@@ -330,10 +91,10 @@ std::optional<detail::ProfileSizes> profile_sizes(const Options& options, const 
 template <class Exec, class T>
 void select_scored(const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
                    const HeadsView<const T, typename Exec::memory_space>& key,
-                   const Sequences<typename Exec::memory_space>& sequences, const Options& options,
-                   Workspace<typename Exec::memory_space>& workspace, const detail::SelectionShape& shape,
-                   const std::vector<std::int32_t>& heads, BlockLayout<typename Exec::memory_space>& layout) {
-    using Mem = typename Exec::memory_space;
+                   const Sequences<typename Exec::memory_space>& sequences, const detail::SelectionShape& shape,
+                   const Options& options, const std::vector<std::int32_t>& heads,
+                   Workspace<typename Exec::memory_space>& workspace,
+                   BlockLayout<typename Exec::memory_space>& layout) {
 #if defined(SPARSEATTN_CUDA_KERNELS)
     if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
         const auto wanted = profile_sizes(options, heads, sequences);
@@ -341,42 +102,59 @@ void select_scored(const Exec& exec, const HeadsView<const T, typename Exec::mem
         if (wanted && detail::cuda_select_minference(exec, call, options.block, *wanted, workspace, layout)) return;
     }
 #endif
-    std::vector<std::vector<int>> profiled(shape.kv_heads), pooled(shape.kv_heads);
-    for (std::size_t e = 0; e < heads.size(); ++e) {
-        auto& groups = pattern_of(options, heads[e]).type == Type::block_sparse ? pooled : profiled;
-        groups[heads[e] / shape.group()].push_back(static_cast<int>(e));
-    }
-
-    typename Workspace<Mem>::Frame frame(workspace);
-    const Buffers<Mem> buffers =
-        detail::carve<Mem>(frame, buffer_plan(sequences, heads, shape.group(), shape.head_dim, options));
-    std::int32_t* column_count = buffers.column_count.data();
-    Kokkos::parallel_for(
-        "SparseAttn::minference.clear",
-        Kokkos::RangePolicy<Exec>(exec, 0, static_cast<int>(buffers.column_count.size())),
-        KOKKOS_LAMBDA(int i) { column_count[i] = 0; });
-    const Inputs<Exec, T> inputs{query, key, sequences, options, heads, buffers};
-    const auto shapes = detail::sequence_shapes(sequences, options.block, true);
-    for (int s = 0; s < sequences.count(); ++s) {
-        if (shapes[s].queries == 0) continue;
-        for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
-            if (!profiled[kv_head].empty()) visit_profiles(exec, inputs, kv_head, profiled[kv_head], shapes[s], s);
-            if (!pooled[kv_head].empty()) visit_blocks(exec, inputs, kv_head, pooled[kv_head], shapes[s]);
-        }
-    }
-    detail::layout_from_mask(exec, sequences, options.block, true, buffers.mask,
-                             detail::estimated_head_list(heads, shape.heads), {buffers.columns, buffers.column_count},
-                             layout);
+    detail::select_scored_heads<Exec, T>(exec, query, key, sequences, shape, options, heads, workspace, layout);
 }
 
 }  // namespace
 
-template <class Exec>
-std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
-                             int head_dim, const MInferenceOptions& options, const EstimatedHeads& estimate) {
+namespace detail {
+
+MInferencePattern pattern_of(const MInferenceOptions& options, int head) {
+    return options.heads.empty() ? MInferencePattern{} : options.heads[head];
+}
+
+KeptCounts kept_counts(const MInferenceOptions& options, const MInferencePattern& pattern, int n) {
+    int columns = scaled(pattern.first, options.size_ratio), distances = scaled(pattern.second, options.size_ratio);
+    if (options.adaptive_budget) {
+        columns = scaled(n, 0.2 * *options.adaptive_budget);
+        distances = scaled(n, 0.8 * *options.adaptive_budget);
+    }
+    return {std::min(n, std::max(columns, Options::forced_columns)),
+            std::min(n, std::max({distances, Options::least_distances, Options::forced_distances}))};
+}
+
+template <class Mem>
+std::int64_t most_kept_columns(const Sequences<Mem>& sequences, const MInferenceOptions& options,
+                               const std::vector<std::int32_t>& heads) {
+    int longest = 0;
+    for (int s = 0; s < sequences.count(); ++s) longest = std::max(longest, sequences.key_length(s));
+    std::int64_t most = 0;
+    for (const std::int32_t head : heads) {
+        const MInferencePattern pattern = pattern_of(options, head);
+        if (pattern.type != Type::vertical_and_slash) continue;
+        most = std::max<std::int64_t>(most, kept_counts(options, pattern, longest).columns);
+    }
+    return most;
+}
+
+}  // namespace detail
+
+template <class Exec, class T>
+std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
+                             int head_dim, const MInferenceOptions& options) {
     check_patterns(options, heads);
-    const auto scored = scored_heads(options, detail::estimated_heads(estimate, heads));
-    return detail::slab_bytes<typename Exec::memory_space>(buffer_plan(sequences, scored, group, head_dim, options));
+    const std::vector<std::int32_t> scored = scored_heads(options, detail::estimated_heads({}, heads));
+    const detail::SelectionShape shape{heads, kv_heads, head_dim};
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        if (const auto wanted = profile_sizes(options, scored, sequences)) {
+            const auto call = detail::planned_call(sequences, shape, scored);
+            const std::size_t bytes = detail::cuda_minference_bytes(call, options.block, *wanted);
+            if (bytes > 0) return bytes;
+        }
+    }
+#endif
+    return detail::scored_heads_bytes(sequences, shape, options, scored);
 }
 
 template <class Exec, class T>
@@ -393,7 +171,7 @@ void select_minference(const Exec& exec, const HeadsView<const T, typename Exec:
     const std::vector<std::int32_t> estimated = detail::estimated_heads(estimate, shape.heads);
     const std::vector<std::int32_t> heads = scored_heads(options, estimated);
     const bool all_scored = heads.size() == estimated.size();
-    select_scored<Exec, T>(exec, query, key, sequences, options, workspace, shape, heads,
+    select_scored<Exec, T>(exec, query, key, sequences, shape, options, heads, workspace,
                            all_scored ? layout : room.scored);
     if (!all_scored) add_scoreless(exec, sequences, options, estimated, workspace, room, layout);
 }
@@ -420,12 +198,16 @@ BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
     template BlockLayout<EXEC::memory_space> select_minference(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const MInferenceOptions&, Workspace<EXEC::memory_space>&,            \
-        const EstimatedHeads&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                 \
-    template std::size_t minference_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
-                                                const MInferenceOptions&, const EstimatedHeads&);    \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                         \
+        const EstimatedHeads&);                                                                                    \
+    template std::size_t minference_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,            \
+                                                   const MInferenceOptions&);
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
+#define SPARSEATTN_INSTANTIATE_MEMORY(MEM)                                                           \
+    template std::int64_t detail::most_kept_columns(const Sequences<MEM>&, const MInferenceOptions&, \
+                                                    const std::vector<std::int32_t>&);
+SPARSEATTN_FOR_EACH_MEMORY(SPARSEATTN_INSTANTIATE_MEMORY)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 
 }  // namespace sparseattn

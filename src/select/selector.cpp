@@ -6,7 +6,8 @@
 #include "sparseattn/core/instantiate.hpp"
 #include "sparseattn/core/profiling.hpp"
 #include "sparseattn/layout/combine.hpp"
-#include "sparseattn/select/detail/problem.hpp"
+#include "sparseattn/select/detail/mask.hpp"
+#include "sparseattn/select/detail/minference.hpp"
 
 namespace sparseattn {
 namespace {
@@ -99,21 +100,41 @@ BlockLayout<typename Exec::memory_space> select(
     return layout;
 }
 
-template <class Exec>
+template <class Exec, class T>
 std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                             int head_dim, const SelectorOptions& options) {
     require(kv_heads >= 1 && heads >= 1 && heads % kv_heads == 0, "kv_heads", kv_heads,
             concat("a divisor of heads, ", heads));
     if (const auto* xattention = std::get_if<XAttentionOptions>(&options)) {
-        return xattention_bytes<Exec>(sequences, heads, head_dim, *xattention);
+        return xattention_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *xattention);
     }
     if (const auto* flexprefill = std::get_if<FlexPrefillOptions>(&options)) {
-        return flexprefill_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *flexprefill);
+        return flexprefill_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *flexprefill);
     }
     if (const auto* minference = std::get_if<MInferenceOptions>(&options)) {
-        return minference_bytes<Exec>(sequences, heads, heads / kv_heads, head_dim, *minference);
+        return minference_bytes<Exec, T>(sequences, heads, kv_heads, head_dim, *minference);
     }
     return 0;
+}
+
+template <class Mem>
+std::int64_t selected_layout_bytes(const Sequences<Mem>& sequences, int heads, const SelectorOptions& options,
+                                   bool transposed) {
+    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
+    constexpr std::int64_t entry = sizeof(std::int32_t), offset = sizeof(std::int64_t);
+    const int block = block_of(options);
+    const std::int64_t rows = detail::mask_rows(sequences, block);
+    std::int64_t blocks = 0;  // of keys
+    for (int s = 0; s < sequences.count(); ++s) blocks += (sequences.key_length(s) + block - 1) / block;
+    const std::int64_t listed = entry * detail::most_blocks(sequences, block, is_causal(options), heads);
+    std::int64_t bytes = listed + offset * heads * rows, of_transpose = listed + offset * heads * blocks;
+    if (const auto* minference = std::get_if<MInferenceOptions>(&options)) {
+        const auto columns = detail::most_kept_columns(sequences, *minference, detail::estimated_heads({}, heads));
+        const std::int64_t kept = on_host ? 0 : entry * detail::most_single_keys(sequences, block, heads, columns);
+        bytes += kept + offset * heads * rows;
+        of_transpose += kept + offset * heads * sequences.keys();
+    }
+    return transposed ? bytes + of_transpose : bytes;
 }
 
 #define SPARSEATTN_INSTANTIATE_TYPE(EXEC, T)                                                                      \
@@ -124,11 +145,14 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
     template BlockLayout<EXEC::memory_space> select(const EXEC&, const HeadsView<const T, EXEC::memory_space>&,   \
                                                     const HeadsView<const T, EXEC::memory_space>&,                \
                                                     const Sequences<EXEC::memory_space>&, const SelectorOptions&, \
-                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                                \
-    template std::size_t selection_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, int, \
-                                               const SelectorOptions&);                             \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                        \
+                                                    Workspace<EXEC::memory_space>&, const HeadPlan&);             \
+    template std::size_t selection_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,            \
+                                                  const SelectorOptions&);
+#define SPARSEATTN_INSTANTIATE_MEMORY(MEM) \
+    template std::int64_t selected_layout_bytes(const Sequences<MEM>&, int, const SelectorOptions&, bool);
+SPARSEATTN_FOR_EACH_MEMORY(SPARSEATTN_INSTANTIATE_MEMORY)
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

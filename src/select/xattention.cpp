@@ -208,9 +208,16 @@ void XAttentionOptions::validate() const {
     require(chunk_rows >= 0, "xattention.chunk_rows", chunk_rows, "at least 0");
 }
 
-template <class Exec>
-std::size_t xattention_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int head_dim,
-                             const XAttentionOptions& options) {
+template <class Exec, class T>
+std::size_t xattention_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads,
+                             [[maybe_unused]] int kv_heads, int head_dim, const XAttentionOptions& options) {
+#if defined(SPARSEATTN_CUDA_KERNELS)
+    if constexpr (std::is_same_v<Exec, Kokkos::Cuda> && std::is_same_v<T, bf16>) {
+        const std::vector<std::int32_t> all = detail::estimated_heads({}, heads);
+        const auto call = detail::planned_call(sequences, {heads, kv_heads, head_dim}, all);
+        if (const std::size_t bytes = detail::cuda_xattention_bytes(call, options); bytes > 0) return bytes;
+    }
+#endif
     return detail::slab_bytes<typename Exec::memory_space>(buffer_plan<Exec>(sequences, heads, head_dim, options));
 }
 
@@ -284,11 +291,11 @@ BlockLayout<typename Exec::memory_space> select_xattention(const Exec& exec,
     template BlockLayout<EXEC::memory_space> select_xattention(                                                    \
         const EXEC&, const HeadsView<const T, EXEC::memory_space>&, const HeadsView<const T, EXEC::memory_space>&, \
         const Sequences<EXEC::memory_space>&, const XAttentionOptions&, Workspace<EXEC::memory_space>&,            \
-        const EstimatedHeads&);
-#define SPARSEATTN_INSTANTIATE(EXEC)                                                            \
-    template std::size_t xattention_bytes<EXEC>(const Sequences<EXEC::memory_space>&, int, int, \
-                                                const XAttentionOptions&);                      \
-    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float)                                                    \
+        const EstimatedHeads&);                                                                                    \
+    template std::size_t xattention_bytes<EXEC, T>(const Sequences<EXEC::memory_space>&, int, int, int,            \
+                                                   const XAttentionOptions&);
+#define SPARSEATTN_INSTANTIATE(EXEC)         \
+    SPARSEATTN_INSTANTIATE_TYPE(EXEC, float) \
     SPARSEATTN_INSTANTIATE_TYPE(EXEC, bf16)
 SPARSEATTN_FOR_EACH_EXEC(SPARSEATTN_INSTANTIATE)
 

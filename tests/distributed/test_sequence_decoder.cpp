@@ -57,11 +57,12 @@ constexpr double scale = 0.5;
 template <class T>
 Gradients<T> by_group(const DecoderCase& c, Decoder<Exec, T>& decoder, SequenceParallelAttention<Exec, T>& attention,
                       const Communicator& group) {
-    const Device<T> parameters(c.template parameters<T>()), gradients(parameters.array.size());
+    const Device<T> parameters(c.template parameters<T>());
+    const Device<accumulate_t<T>> gradients(parameters.array.size());
     attention.begin_pack(c.offsets, {{c.selector}, c.gate});
     Gradients<T> result;
     result.loss = decoder.loss_and_gradients(shard_of(c.pack(), group), attention, parameters.flat(),
-                                             static_cast<T>(scale), gradients.flat(), c.memory);
+                                             static_cast<accumulate_t<T>>(scale), gradients.flat(), c.memory);
     group.all_reduce_sum(&result.loss, 1);
     result.parameters = gradients.host();
     group.all_reduce_sum(result.parameters.data(), static_cast<std::int64_t>(result.parameters.size()));
@@ -177,23 +178,33 @@ TEST(SequenceDecoder, SelectedLayersAgreeWithOneRankGroups) {
     }
 }
 
-TEST(SequenceDecoder, MemoryIsWhatThePlanSays) {
+template <class T>
+void expect_planned_memory(const LayerSelector& selector) {
     const Communicator group = Communicator::world();
     const ModelConfig config = config_of(4, 32, false);
-    const DecoderCase c{config, odd_documents(1001), streaming(10, 90), gates(config), {}};
-    Decoder<Exec, float> decoder(Exec(), config);
-    SequenceParallelAttention<Exec, float> attention(Exec(), group, config);
+    const DecoderCase c{config, odd_documents(1001), selector, gates(config), {}};
+    Decoder<Exec, T> decoder(Exec(), config);
+    SequenceParallelAttention<Exec, T> attention(Exec(), group, config);
     attention.begin_pack(c.offsets, {{c.selector}, c.gate});
     const std::int64_t tokens = partition(c.offsets.back(), group.rank(), group.size()).count();
     const AttentionBytes planned = attention.bytes(config, {tokens, true, false});
-    by_group<float>(c, decoder, attention, group);
+    by_group<T>(c, decoder, attention, group);
     const auto held = static_cast<double>(attention.allocated());
     EXPECT_NEAR(held, static_cast<double>(planned.saved + planned.workspace), 0.1 * held);
-    const AttentionBytes ahead = SequenceParallelAttention<Exec, float>::bytes_of(Exec(), config, {tokens, true, false},
-                                                                                  group.size(), {{c.selector}, c.gate});
+    const AttentionBytes ahead = SequenceParallelAttention<Exec, T>::bytes_of(Exec(), config, {tokens, true, false},
+                                                                              group.size(), {{c.selector}, c.gate});
     if (group.rank() == 0) {
         EXPECT_NEAR(static_cast<double>(ahead.saved), static_cast<double>(planned.saved), 0.02 * held);
         EXPECT_NEAR(static_cast<double>(ahead.workspace), static_cast<double>(planned.workspace), 0.02 * held);
+    }
+}
+
+TEST(SequenceDecoder, MemoryIsWhatThePlanSays) {
+    expect_planned_memory<float>(streaming(10, 90));
+    for (const char* method : {"xattention:block=64", "flexprefill:block=64", "minference:adaptive_budget=0.2"}) {
+        SCOPED_TRACE(method);
+        expect_planned_memory<float>({parse_selector(method), {}});
+        expect_planned_memory<bf16>({parse_selector(method), {}});
     }
 }
 

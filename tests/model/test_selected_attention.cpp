@@ -167,15 +167,18 @@ TEST(SelectedAttention, LayersAndHeadsHaveSelectorsOfTheirOwn) {
     EXPECT_EQ(seen, (std::vector<int>{0, 1}));
 }
 
-TEST(SelectedAttention, MemoryStaysAndIsStated) {
+template <class T>
+void expect_stated_memory() {
     const ModelConfig config = float_config(2);
     const auto batch = random_batch(config, {0, 1024}, 61);
-    const auto parameters = float_parameters(config, 62);
+    const auto values = random_parameters(config, 62);
+    const std::vector<T> parameters(values.begin(), values.end());
     for (const std::string& method : methods) {
-        SelectedAttention<Exec, float> selected(selectors(2, method));
+        SelectedAttention<Exec, T> selected(selectors(2, method));
         EXPECT_EQ(selected.allocated(), 0);
-        Decoder<Exec, float> decoder(Exec(), config);
-        const Device<float> device(parameters), gradients(parameters.size());
+        Decoder<Exec, T> decoder(Exec(), config);
+        const Device<T> device(parameters);
+        const Device<float> gradients(parameters.size());
         const auto pass = [&] {
             decoder.loss_and_gradients(batch, selected, device.flat(), 1.0F, gradients.flat(), {});
         };
@@ -187,6 +190,11 @@ TEST(SelectedAttention, MemoryStaysAndIsStated) {
         pass();
         EXPECT_EQ(selected.allocated(), held) << method;
     }
+}
+
+TEST(SelectedAttention, MemoryStaysAndIsStated) {
+    expect_stated_memory<float>();
+    expect_stated_memory<bf16>();
 }
 
 // Every kernel is labelled, and in the steady state only layouts and their transposes are allocated.

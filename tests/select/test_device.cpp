@@ -92,6 +92,34 @@ TEST(DeviceSelection, IsTheHosts) {
     }
 }
 
+// What memory plans count is what a call takes, of the kernels that serve it.
+template <class T>
+void expect_stated_bytes() {
+    const Problem<T> problem(4, 2, 64, {0, 2000, 2037, 3100}, {0, 2000, 2100, 3163}, Kind::random, 402);
+    for (const std::string& method : methods) {
+        Selection<Device, T> device(problem);
+        device.run(method);
+        const std::size_t stated =
+            selection_bytes<Device, T>(device.inputs.sequences, 4, 2, 64, parse_selector(method));
+        EXPECT_EQ(device.workspace.capacity(), stated) << method << (sizeof(T) == 2 ? " bf16" : " float");
+        const auto& layout = device.layout;
+        const auto& transposed = device.transposed;
+        const std::size_t entries = layout.columns.extent(0) + layout.keys.extent(0) + transposed.rows.extent(0) +
+                                    transposed.key_rows.extent(0);
+        const std::size_t offsets = layout.offsets.extent(0) + layout.key_offsets.extent(0) +
+                                    transposed.offsets.extent(0) + transposed.key_offsets.extent(0);
+        const auto held = static_cast<std::int64_t>(4 * entries + 8 * offsets);
+        const std::int64_t most = selected_layout_bytes(device.inputs.sequences, 4, parse_selector(method), true);
+        EXPECT_LE(held, most + 4 * 8) << method;  // and the last offset of each array
+        if (!scoreless_mode(parse_selector(method))) EXPECT_GE(held, most) << method;
+    }
+}
+
+TEST(DeviceSelection, TakesTheBytesStated) {
+    expect_stated_bytes<float>();
+    expect_stated_bytes<bf16>();
+}
+
 // Lists of device layouts on the host, with their heads.
 BlockLayout<Kokkos::HostSpace> on_host(const Device& exec, const BlockLayout<Kokkos::CudaSpace>& layout,
                                        const Sequences<Kokkos::HostSpace>& sequences) {

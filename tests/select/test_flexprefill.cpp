@@ -286,7 +286,7 @@ TYPED_TEST(FlexPrefill, TakesTheWorkspaceItPromisesAndNoMore) {
         Problem<float> problem(4, 2, 32, {0, n, n + n / 3}, {0, n + 70, n + 70 + n / 3}, Kind::random, 163);
         const OnDevice<TypeParam, float> inputs(problem);
         Workspace<Mem> workspace;
-        const std::size_t promised = flexprefill_bytes<TypeParam>(inputs.sequences, 4, 2, 32, {});
+        const std::size_t promised = flexprefill_bytes<TypeParam, float>(inputs.sequences, 4, 2, 32, {});
         for (int repeat = 0; repeat < 2; ++repeat) {
             select_flexprefill<TypeParam, float>(exec, inputs.q(), inputs.k(), inputs.sequences, {}, workspace);
             EXPECT_EQ(workspace.capacity(), promised);

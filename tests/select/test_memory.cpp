@@ -43,7 +43,7 @@ TEST(SelectionMemory, StaysWithinTheBoundAt128kTokens) {
     double most = 0;
     for (const std::string& method : methods) {
         const SelectorOptions options = parse_selector(method);
-        const std::size_t bound = selection_bytes<Exec>(inputs.sequences, heads, 1, d, options);
+        const std::size_t bound = selection_bytes<Exec, float>(inputs.sequences, heads, 1, d, options);
         const double before = resident("VmRSS");
         ASSERT_GT(before, 0);
         Workspace<Mem> workspace;

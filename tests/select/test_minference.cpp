@@ -225,7 +225,7 @@ TYPED_TEST(MInference, TakesTheWorkspaceItPromisesAndNoMore) {
             Options options;
             options.heads.assign(4, {type, 100, 200});
             Workspace<Mem> workspace;
-            const std::size_t promised = minference_bytes<TypeParam>(inputs.sequences, 4, 2, 32, options);
+            const std::size_t promised = minference_bytes<TypeParam, float>(inputs.sequences, 4, 2, 32, options);
             for (int repeat = 0; repeat < 2; ++repeat) {
                 select_minference<TypeParam, float>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace);
                 EXPECT_EQ(workspace.capacity(), std::max<std::size_t>(promised, 64));

@@ -6,17 +6,16 @@
 namespace sparseattn::test {
 namespace {
 
-template <class Exec>
+template <class Exec, class T = float>
 struct Run {
     using Mem = typename Exec::memory_space;
     Exec exec;
-    OnDevice<Exec, float> inputs;
+    OnDevice<Exec, T> inputs;
     Workspace<Mem> workspace;
 
-    explicit Run(const Problem<float>& problem) : inputs(problem) {}
+    explicit Run(const Problem<T>& problem) : inputs(problem) {}
     BlockLayout<Mem> layout(const SelectorOptions& options, const HeadPlan& plan = {}) {
-        const auto result =
-            select<Exec, float>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace, plan);
+        const auto result = select<Exec, T>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace, plan);
         validate(exec, inputs.sequences, result);
         return result;
     }
@@ -136,14 +135,20 @@ TYPED_TEST(Selector, EmptyBatchesAndSequences) {
     }
 }
 
-TYPED_TEST(Selector, BytesAreThoseOfTheMethod) {
-    Problem<float> problem(4, 2, 32, {0, 1000}, {0, 1000}, Kind::random, 337);
+template <class Exec, class T>
+void expect_stated_bytes() {
+    const Problem<T> problem(4, 2, 32, {0, 1000}, {0, 1000}, Kind::random, 337);
     for (const std::string& name : selector_names()) {
-        Run<TypeParam> run(problem);
+        Run<Exec, T> run(problem);
         run.layout(parse_selector(name));
         EXPECT_EQ(run.workspace.capacity(),
-                  selection_bytes<TypeParam>(run.inputs.sequences, 4, 2, 32, parse_selector(name)));
+                  (selection_bytes<Exec, T>(run.inputs.sequences, 4, 2, 32, parse_selector(name))));
     }
+}
+
+TYPED_TEST(Selector, BytesAreThoseOfTheMethod) {
+    expect_stated_bytes<TypeParam, float>();
+    expect_stated_bytes<TypeParam, bf16>();
 }
 
 // Every kernel is labelled, and once the workspace has grown only the layout itself is allocated.

@@ -281,7 +281,7 @@ TYPED_TEST(XAttention, TakesTheWorkspaceItPromisesAndNoMore) {
             options.chunk_rows = chunk;
             Workspace<Mem> workspace;
             select_xattention<TypeParam, float>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace);
-            const std::size_t promised = xattention_bytes<TypeParam>(inputs.sequences, 4, 32, options);
+            const std::size_t promised = xattention_bytes<TypeParam, float>(inputs.sequences, 4, 2, 32, options);
             EXPECT_EQ(workspace.capacity(), std::max<std::size_t>(promised, 64));
             select_xattention<TypeParam, float>(exec, inputs.q(), inputs.k(), inputs.sequences, options, workspace);
             EXPECT_EQ(workspace.capacity(), std::max<std::size_t>(promised, 64));
@@ -289,7 +289,8 @@ TYPED_TEST(XAttention, TakesTheWorkspaceItPromisesAndNoMore) {
     }
     // No (n/S)^2 scores: at 128k tokens they would be 256 MiB; all of the workspace is less than that without the keys.
     const Sequences<Mem> longest({0, 131072});
-    EXPECT_LE(xattention_bytes<TypeParam>(longest, 1, 128, {}), std::size_t(131072) * 128 * 4 + (24U << 20));
+    EXPECT_LE((xattention_bytes<TypeParam, float>(longest, 1, 1, 128, {})),
+              std::size_t(131072) * 128 * 4 + (24U << 20));
 }
 
 // The bound holds where it matters: the scores of 128k tokens at stride 16 would be 256 MiB a head.
@@ -301,7 +302,7 @@ TEST(XAttentionMemory, IsLinearAt128kTokens) {
     const OnDevice<Exec, float> inputs(problem);
     Workspace<Exec::memory_space> workspace;
     select_xattention<Exec, float>(exec, inputs.q(), inputs.k(), inputs.sequences, {}, workspace);
-    EXPECT_EQ(workspace.capacity(), xattention_bytes<Exec>(inputs.sequences, 1, 32, {}));
+    EXPECT_EQ(workspace.capacity(), (xattention_bytes<Exec, float>(inputs.sequences, 1, 1, 32, {})));
     EXPECT_LT(workspace.capacity(), 24U << 20);
 }
 

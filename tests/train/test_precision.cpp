@@ -6,6 +6,7 @@
 #include "sparseattn/core/error.hpp"
 #include "sparseattn/train/evaluator.hpp"
 #include "sparseattn/train/memory_plan.hpp"
+#include "support/kokkos_tools.hpp"
 #include "train/training_case.hpp"
 
 namespace sparseattn {
@@ -13,7 +14,7 @@ namespace {
 
 using namespace testing_train;
 
-class PrecisionOfTraining : public testing::Test, public TrainingCase {
+class PrecisionOfTraining : public ::testing::Test, public TrainingCase {
   protected:
     [[nodiscard]] static TrainOptions options(Precision precision, TrainMode mode = TrainMode::masks_and_weights) {
         TrainOptions options = small_run();
@@ -106,7 +107,7 @@ TEST_F(PrecisionOfTraining, ChangesOverACheckpoint) {
         }
         if (ranks.rank() == 0) {
             ASSERT_EQ(warnings.size(), 1U);
-            EXPECT_THAT(warnings[0], testing::HasSubstr("precision is " + to_string(second) + ", was " + name));
+            EXPECT_THAT(warnings[0], ::testing::HasSubstr("precision is " + to_string(second) + ", was " + name));
         }
         // The next step of both: nearly the same loss, not the same bits.
         const double wanted = run->step().loss, got = other->step().loss;
@@ -173,6 +174,29 @@ TEST(TrainMemoryPlan, CountsTheRoundedWeightsAndHalfTheActivations) {
         EXPECT_EQ(part(rounded, same), part(single, same)) << same;
     }
     EXPECT_NEAR(part(rounded, "activations") / part(single, "activations"), 0.5, 0.02);
+}
+
+// The arrays of steps whose closed gates select, against the plan: temporaries are those of the kernels that serve the
+// calls.
+TEST_F(PrecisionOfTraining, PlanCountsWhatSelectionTakes) {
+    for (const std::string& branch :
+         {std::string("xattention:stride=8,threshold=0.6"), std::string("flexprefill:gamma=0.6"),
+          std::string("minference:adaptive_budget=0.1")}) {
+        for (const Precision precision : {Precision::fp32, Precision::bf16}) {
+            SCOPED_TRACE(branch + ' ' + to_string(precision));
+            TrainOptions run = options(precision);
+            run.sequence_length = 2048;
+            run.batch_size = ranks.size();
+            run.sparsity.sparse_branch = branch;
+            const auto planned = static_cast<double>(train_memory_plan(run, ranks.size()).total());
+            const testing::KokkosPeak<Kokkos::DefaultExecutionSpace::memory_space> peak;
+            const auto one = trainer(run, concat("plan", branch[0], to_string(precision)));
+            for (int i = 0; i < 2; ++i) (void)one->step();
+            const double taken = static_cast<double>(peak.bytes()) / planned;
+            RecordProperty("taken_over_planned_" + branch.substr(0, 4) + to_string(precision), concat(taken));
+            EXPECT_NEAR(taken, 1.0, 0.1);
+        }
+    }
 }
 
 TEST(Precision, HasNames) {

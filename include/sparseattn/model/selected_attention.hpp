@@ -56,7 +56,7 @@ class SelectedAttention : public BlockAttention<Exec, T> {
     /// missing or have other extents.
     void prepare(const ModelConfig& config, const PassShape& pass) override;
     void forward(const Exec& exec, const LayerInputs<Exec, T>& inputs, const HeadsView<T, Mem>& out) override;
-    /// For one sequence of all tokens; layouts are counted as if every block were kept, single keys come on top.
+    /// For one sequence of all tokens, layouts by selected_layout_bytes; on a CPU single keys come on top.
     [[nodiscard]] AttentionBytes bytes(const ModelConfig& config, const PassShape& pass) const override;
     [[nodiscard]] std::int64_t allocated() const override;
 

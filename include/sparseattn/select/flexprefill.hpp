@@ -32,9 +32,8 @@ struct FlexPrefillOptions {
 /// n_k <= max(2 B, min_budget) is dense. (arXiv 2502.20766, section 3; ties take the lower index.)
 ///
 /// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. On a device nothing is waited for. Takes
-/// `flexprefill_bytes` of workspace (bf16 on Hopper GPUs: cuda/select.hpp, whose workspace is another). Throws
-/// InvalidArgument for options out of range, shapes that do not fit the sequences, and sequences with fewer keys than
-/// queries.
+/// `flexprefill_bytes` of workspace. Throws InvalidArgument for options out of range, shapes that do not fit the
+/// sequences, and sequences with fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_flexprefill(
     const Exec& exec, const HeadsView<const T, typename Exec::memory_space>& query,
@@ -51,11 +50,12 @@ void select_flexprefill(const Exec& exec, const HeadsView<const T, typename Exec
                         Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
                         BlockLayout<typename Exec::memory_space>& layout);
 
-/// Bytes of workspace that select_flexprefill takes for `heads` estimated heads in groups of `group` query heads a key
-/// head. With N = longest n_k, M = N / B: 4 N d (keys of one head) + 4 N B (scores of the last queries) + group * (8 N
-/// + 4 M^2 + 8 M d) + heads * rows * M / 8.
-template <class Exec>
-std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
+/// Bytes of workspace that select_flexprefill takes on arrays of T when it estimates all of `heads` query heads. With
+/// N = longest n_k, M = N / B, group = heads / kv_heads: 4 N d (keys of one head) + 4 N B (scores of the last queries)
+/// + group * (8 N + 4 M^2 + 8 M d) + heads * rows * M / 8. bf16 where the current device has the kernels of
+/// cuda/select.hpp: what those ask for.
+template <class Exec, class T>
+std::size_t flexprefill_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                               int head_dim, const FlexPrefillOptions& options);
 
 }  // namespace sparseattn

@@ -63,10 +63,9 @@ struct MInferenceOptions {
 /// them. (arXiv 2407.02490, section 3; ties take the lower index.)
 ///
 /// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16; scores are fp32. Single keys have room for all kept
-/// columns of every row on a device, 4 bytes each. Takes `minference_bytes` of workspace (bf16 on Hopper GPUs, with no
-/// head of another scored type than vertical_and_slash: cuda/select.hpp, whose workspace is another). Throws
-/// InvalidArgument for options out of range, patterns whose number is not Hq, shapes that do not fit the sequences, and
-/// sequences with fewer keys than queries.
+/// columns of every row on a device, 4 bytes each. Takes `minference_bytes` of workspace. Throws InvalidArgument for
+/// options out of range, patterns whose number is not Hq, shapes that do not fit the sequences, and sequences with
+/// fewer keys than queries.
 template <class Exec, class T>
 BlockLayout<typename Exec::memory_space> select_minference(const Exec& exec,
                                                            const HeadsView<const T, typename Exec::memory_space>& query,
@@ -86,12 +85,13 @@ void select_minference(const Exec& exec, const HeadsView<const T, typename Exec:
                        SelectionRoom<typename Exec::memory_space>& room,
                        BlockLayout<typename Exec::memory_space>& layout);
 
-/// Bytes of workspace that select_minference takes for `heads` query heads, `estimate` of them, in groups of `group` a
-/// key head. With N = longest n_k, M = N / B, E = estimated heads that are neither streaming nor dense: 4 N d + 256 N +
-/// group * 12 N + 4 M^2 + 8 M d + E * (rows * M / 8 + sequences * kept columns * 4).
-template <class Exec>
-std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int group,
-                             int head_dim, const MInferenceOptions& options, const EstimatedHeads& estimate = {});
+/// Bytes of workspace that select_minference takes on arrays of T when it estimates all of `heads` query heads. With
+/// N = longest n_k, M = N / B, group = heads / kv_heads, E = heads that are neither streaming nor dense: 4 N d + 256 N
+/// + group * 12 N + 4 M^2 + 8 M d + E * (rows * M / 8 + sequences * kept columns * 4). bf16 where the current device
+/// has the kernels of cuda/select.hpp and no head is block_sparse: what those ask for.
+template <class Exec, class T>
+std::size_t minference_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
+                             int head_dim, const MInferenceOptions& options);
 
 /// Patterns of a whole model, [layer]{query head -> pattern}.
 struct MInferenceTable {

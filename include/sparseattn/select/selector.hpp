@@ -92,10 +92,17 @@ void select(const Exec& exec, const HeadsView<const T, typename Exec::memory_spa
             Workspace<typename Exec::memory_space>& workspace, const HeadPlan& plan,
             SelectionRoom<typename Exec::memory_space>& room, BlockLayout<typename Exec::memory_space>& layout);
 
-/// Bytes of workspace that `select` takes when it estimates all of `heads` query heads; the methods' own functions say
-/// what they are made of.
-template <class Exec>
+/// Bytes of workspace that `select` takes on arrays of T when it estimates all of `heads` query heads on the current
+/// device; the methods' own functions say what they are made of.
+template <class Exec, class T>
 std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
                             int head_dim, const SelectorOptions& options);
+
+/// Bytes of the layout that `select` makes for `heads` query heads when every block that it may list is listed, and of
+/// its transpose if wanted: 4 a (head, query block, key block), and offsets. On a device, where lists have that room
+/// whatever they hold, also 4 a single key that a query block may keep.
+template <class Mem>
+std::int64_t selected_layout_bytes(const Sequences<Mem>& sequences, int heads, const SelectorOptions& options,
+                                   bool transposed);
 
 }  // namespace sparseattn

@@ -38,8 +38,8 @@ struct XAttentionOptions {
 ///
 /// query [T_q, Hq, d] and key [T_k, Hkv, d], float or bf16. On a device nothing is waited for: columns have room for
 /// every block that the estimated heads might visit. Takes `xattention_bytes` of workspace; the scores are formed
-/// `chunk_rows` strided rows at a time. bf16 on Hopper GPUs: cuda/select.hpp, whose workspace is another
-/// (xattention_workspace there) and whose masses differ by the rounding of fp32 sums.
+/// `chunk_rows` strided rows at a time. bf16 on Hopper GPUs: cuda/select.hpp, whose masses differ by the rounding of
+/// fp32 sums.
 /// Throws InvalidArgument for options out of range, thresholds whose number is not Hq, shapes that do not fit the
 /// sequences, and causal sequences with fewer keys than queries.
 template <class Exec, class T>
@@ -60,12 +60,13 @@ void select_xattention(const Exec& exec, const HeadsView<const T, typename Exec:
                        Workspace<typename Exec::memory_space>& workspace, const EstimatedHeads& estimate,
                        BlockLayout<typename Exec::memory_space>& layout);
 
-/// Bytes of workspace that select_xattention takes for `heads` estimated heads. With N = longest n_k, C = chunk_rows:
-/// 4 N d (keys of one head) + 4 C S d + 4 C N (1/S + 2/B) + heads * rows * N / (8 B) (the result as bits), each term
-/// rounded up to whole strides, blocks and 64-byte lines. Linear in N but for the last term.
-template <class Exec>
-std::size_t xattention_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int head_dim,
-                             const XAttentionOptions& options);
+/// Bytes of workspace that select_xattention takes on arrays of T when it estimates all of `heads` query heads. With
+/// N = longest n_k, C = chunk_rows: 4 N d (keys of one head) + 4 C S d + 4 C N (1/S + 2/B) + heads * rows * N / (8 B)
+/// (the result as bits), each term rounded up to whole strides, blocks and 64-byte lines. Linear in N but for the last
+/// term. bf16 where the current device has the kernels of cuda/select.hpp: what those ask for.
+template <class Exec, class T>
+std::size_t xattention_bytes(const Sequences<typename Exec::memory_space>& sequences, int heads, int kv_heads,
+                             int head_dim, const XAttentionOptions& options);
 
 /// Thresholds of a whole model, [layer][query head].
 struct XAttentionThresholds {

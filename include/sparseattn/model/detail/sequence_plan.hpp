@@ -90,7 +90,6 @@ class SequencePlan {
     [[nodiscard]] const TokenShards& shards() const { return shards_; }
     [[nodiscard]] const Sequences<Mem>& sequences() const { return whole_.sequences(); }
     [[nodiscard]] const LayerExchange<Mem>& layer(int l) const { return layers_[static_cast<std::size_t>(l)]; }
-    [[nodiscard]] int block() const { return block_; }
     [[nodiscard]] bool gated() const { return !task_.gate.empty(); }
     // layer * query heads + head of each gate of this rank's heads.
     [[nodiscard]] const std::vector<int>& gate_heads() const { return gate_heads_; }

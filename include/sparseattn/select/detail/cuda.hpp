@@ -4,6 +4,7 @@
 
 #if defined(SPARSEATTN_CUDA_KERNELS)
 
+#include "sparseattn/select/detail/problem.hpp"
 #include "sparseattn/select/flexprefill.hpp"
 #include "sparseattn/select/xattention.hpp"
 
@@ -12,11 +13,14 @@ namespace sparseattn::detail {
 using CudaMem = Kokkos::Cuda::memory_space;
 
 struct SelectionCall {
-    const HeadsView<const bf16, CudaMem>& query;
-    const HeadsView<const bf16, CudaMem>& key;
+    HeadsView<const bf16, CudaMem> query, key;
     const Sequences<CudaMem>& sequences;
     const std::vector<std::int32_t>& heads;  // to estimate
 };
+
+// A call as memory plans know it, whose arrays have extents and no elements.
+SelectionCall planned_call(const Sequences<CudaMem>& sequences, const SelectionShape& shape,
+                           const std::vector<std::int32_t>& heads);
 
 // What MInference's vertical_and_slash heads keep, before a sequence's length bounds it.
 struct ProfileSizes {
@@ -33,6 +37,11 @@ bool cuda_select_flexprefill(const Kokkos::Cuda& exec, const SelectionCall& call
                              Workspace<CudaMem>& workspace, BlockLayout<CudaMem>& layout);
 bool cuda_select_minference(const Kokkos::Cuda& exec, const SelectionCall& call, int block, const ProfileSizes& sizes,
                             Workspace<CudaMem>& workspace, BlockLayout<CudaMem>& layout);
+
+// Bytes of workspace that these take; 0 when the current device has no kernel for the call.
+std::size_t cuda_xattention_bytes(const SelectionCall& call, const XAttentionOptions& options);
+std::size_t cuda_flexprefill_bytes(const SelectionCall& call, const FlexPrefillOptions& options);
+std::size_t cuda_minference_bytes(const SelectionCall& call, int block, const ProfileSizes& sizes);
 
 }  // namespace sparseattn::detail
 
