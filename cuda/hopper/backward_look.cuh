@@ -77,13 +77,16 @@ struct LookShared {
     Share share;  // of the looking warp
     int turn;     // of the producer
     bool done;
+    HandOver<5, 4, 32> words_passed;  // by buffer, full and empty
 
-    // Named barriers, 64 threads each.
-    static constexpr int ordered = 4;
-    static __device__ __forceinline__ void full_sync(int buffer) { named_sync(buffer == 0 ? 5 : 6, 64); }
-    static __device__ __forceinline__ void full_arrive(int buffer) { named_arrive(buffer == 0 ? 5 : 6, 64); }
-    static __device__ __forceinline__ void empty_sync(int buffer) { named_sync(buffer == 0 ? 7 : 8, 64); }
-    static __device__ __forceinline__ void empty_arrive(int buffer) { named_arrive(buffer == 0 ? 7 : 8, 64); }
+    static constexpr int ordered = 4;  // named barrier of both warps
+    static __device__ __forceinline__ int full(int buffer) { return buffer == 0 ? 0 : 1; }
+    static __device__ __forceinline__ int empty(int buffer) { return buffer == 0 ? 2 : 3; }
+
+    __device__ __forceinline__ void init() {  // by one thread
+        turn = 0;
+        words_passed.init();
+    }
 
     // --- Producer ---------------------------------------------------------------------------------------------------
 
@@ -97,14 +100,14 @@ struct LookShared {
     __device__ __forceinline__ void finish() { named_sync(ordered, 64); }
     /// Waits for the words of the next 32 rows; bit r: row r visits any key.
     __device__ __forceinline__ std::uint32_t take(int lane) {
-        full_sync(turn);
+        words_passed.take(full(turn));
         std::uint32_t any = 0;
 #pragma unroll
         for (int key = fresh(lane); key < Keys; key += 32) any |= words[turn][key];
         return __reduce_or_sync(0xffffffffu, any);
     }
     __device__ __forceinline__ void give_back() {
-        empty_arrive(turn);
+        words_passed.give(empty(turn));
         __syncwarp();
         if (elect_one()) turn ^= 1;
         __syncwarp();
@@ -198,14 +201,14 @@ struct LookShared {
                 if (share.first_row >= share.end_row) continue;
                 start_lists(args, note, keys, lane);
                 for (int row = share.first_row; row < share.end_row; row += 32) {
-                    if (used) empty_sync(buffer);
+                    if (used) words_passed.take(empty(buffer));
                     const int left = share.end_row - row;
                     const std::uint32_t mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
 #pragma unroll 1
                     for (int i = fresh(lane); i < Keys; i += 32) {
                         words[buffer][i] = (take_rows(0, i, row) | take_rows(1, i, row)) & mask;
                     }
-                    full_arrive(buffer);
+                    words_passed.give(full(buffer));
                     if (buffer == 1) used = true;
                     buffer ^= 1;
                 }

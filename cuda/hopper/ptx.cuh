@@ -71,13 +71,29 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
     }
 }
 
-/// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
-/// orders the reads of the others before the arrival of one; builds for them let all arrive.
+/// Builds for tools that look for races (scripts/check_device_memory) synchronise in ways that these understand.
 #ifdef SPARSEATTN_CUDA_CHECKED
-inline constexpr int releasing_lanes = 32;
+inline constexpr bool checked = true;
 #else
-inline constexpr int releasing_lanes = 1;
+inline constexpr bool checked = false;
 #endif
+
+/// How many lanes of a warp arrive when it releases or announces what a barrier guards. The tools do not see that
+/// __syncwarp orders what the others read or wrote before the arrival of one; builds for them let all arrive.
+inline constexpr int releasing_lanes = checked ? 32 : 1;
+
+/// What completes a barrier on which one lane of one warp announces what `Warps` warps have written: one arrival, or in
+/// builds for tools one of each lane.
+template <int Warps = 1>
+inline constexpr int announcements = checked ? 32 * Warps : 1;
+/// By all lanes of a warp, of which one arrived on such a barrier (`arrived`): makes that `Warps` arrivals of each
+/// lane. The warp announces for itself, and for others that have written nothing this time.
+template <int Warps = 1>
+__device__ __forceinline__ void announce_all(Barrier* barrier, bool arrived) {
+    if constexpr (checked) {
+        for (int i = arrived ? 1 : 0; i < Warps; ++i) barrier_arrive(barrier);
+    }
+}
 
 /// Position in a ring of `Stages` buffers: which one, and the parity of its current round.
 template <int Stages>
@@ -111,11 +127,49 @@ __device__ __forceinline__ void store_remote(void* shared, Barrier* barrier, int
 // --- Named barriers (0 is __syncthreads) ------------------------------------------------------------------------
 
 __device__ __forceinline__ void named_sync(int id, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+    if constexpr (checked) {  // synccheck wants this form where warps come from different places of the program
+        asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+    } else {
+        asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+    }
 }
 __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+
+/// `Count` places at which `Threads` threads (whole warps) give something and as many others take it: named barriers,
+/// at which the ones arrive and the others wait. Tools do not see what that orders; builds for them have barriers in
+/// shared memory instead, and each taker's count of turns.
+template <int FirstId, int Count, int Threads>
+class HandOver {
+  public:
+#ifdef SPARSEATTN_CUDA_CHECKED
+    __device__ __forceinline__ void init() {  // by one thread
+        for (int i = 0; i < Count; ++i) {
+            barrier_init(&given_[i], Threads);
+            for (std::uint32_t& turns : taken_[i]) turns = 0;
+        }
+    }
+    __device__ __forceinline__ void give(int place) {
+        barrier_arrive(&given_[place]);
+    }
+    __device__ __forceinline__ void take(int place) {
+        barrier_wait(&given_[place], taken_[place][threadIdx.x % Threads]++ & 1);
+    }
+
+  private:
+    Barrier given_[Count];
+    std::uint32_t taken_[Count][Threads];
+#else
+    __device__ __forceinline__ void init() {}
+    __device__ __forceinline__ void give(int place) {
+        named_arrive(FirstId + place, 2 * Threads);
+    }
+    __device__ __forceinline__ void take(int place) {
+        named_sync(FirstId + place, 2 * Threads);
+    }
+#endif
+};
 
 // --- Order between ordinary accesses and those of the copy engine and the matrix unit ----------------------------
 
