@@ -97,7 +97,7 @@ bool run(const char* method, const ProfileProblem& p, bool single, const Call& c
     }
     const bool bits = same(found[0], found[1]);
     // Rounding may move an entry across a threshold, rarely.
-    const bool ok = bits && difference.different * 200 <= difference.entries;
+    const bool ok = bits && difference.entries > 0 && difference.different * 200 <= difference.entries;
     std::printf("%-26s d %3d block %3d %-12s %s %lld entries, %lld differ%s\n", p.shape.name, p.shape.head_dim,
                 p.shape.block, method, ok ? "pass" : "FAIL", static_cast<long long>(difference.entries),
                 static_cast<long long>(difference.different), bits ? "" : " DIFFERENT BITS");
