@@ -62,7 +62,8 @@ struct KeyPassLoad {
         Barrier keys_full, keys_empty, ragged;
         Barrier full[stages], empty[stages];
         Barrier query_full[wide ? stages : 1], query_empty[wide ? stages : 1];  // wide: of the queries alone
-        HandOver<2, 2, wide ? 128 : 1> exchanged;                               // wide: what `exchange` holds
+        NamedBarriers<1, 1, 256> both;                                          // warpgroups
+        NamedBarriers<2, 2, wide ? 256 : 128> each;  // what `exchange` holds; or of each warpgroup its own
     };
     /// Warps that write what keys_full announces.
     static constexpr int key_writers = with_singles ? 2 : 1;
@@ -244,6 +245,7 @@ struct KeyPassLoad {
                     if (shared.piece.item.looks) shared.look.finish();
                 }
                 phase ^= 1;
+                if constexpr (B > tile_keys) __syncwarp();  // the lanes have read what the next part's note overwrites
             }
         }
         __device__ __forceinline__ void start_looking() {
@@ -394,7 +396,8 @@ struct KeyPassLoad {
                 }
             }
             barrier_init_fence();
-            if constexpr (wide) shared.exchanged.init();
+            shared.both.init();
+            shared.each.init();
             if constexpr (with_singles) shared.look.init();
         }
         __syncthreads();

@@ -63,11 +63,11 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
             for (int f = 0; f < 4; ++f) {
                 memory[f * 128] = make_uint4(packed[4 * f], packed[4 * f + 1], packed[4 * f + 2], packed[4 * f + 3]);
             }
-            shared.exchanged.give(which);
+            shared.each.arrive(which);
         }
         /// Takes it from the other.
         __device__ __forceinline__ void take_over(int which, std::uint32_t (&packed)[16]) {
-            shared.exchanged.take(which);
+            shared.each.sync(which);
             const auto* memory = reinterpret_cast<const uint4*>(shared.exchange[which]) + thread();
 #pragma unroll
             for (int f = 0; f < 4; ++f) {

@@ -43,6 +43,9 @@ struct QueryPassLoad {
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
         Barrier value_full[value_stages], value_empty[value_stages];
+        NamedBarriers<1, 1, 256> both;  // warpgroups that sum
+        NamedBarriers<2, 1, 128> ordered;
+        NamedBarriers<3, 1, 32 * gatherers> gathered;
     };
 
     // --- Producer ---------------------------------------------------------------------------------------------------
@@ -101,7 +104,7 @@ struct QueryPassLoad {
             if (elect_one()) shared.orders[which] = order;
             if (order.stage >= 0) announce_all(full_of(shared, which, order.stage), false);  // the gatherers arrive
             __syncwarp();
-            named_sync(2, 128);
+            shared.ordered.sync();
         }
         /// The single keys of a list, as tiles.
         __device__ __forceinline__ void send_singles(const ListSpan& list, int branch, int key_head, int key_token) {
@@ -206,13 +209,13 @@ struct QueryPassLoad {
     static __device__ __forceinline__ void gather(const BackwardArgs& args, Shared& shared) {
         const int thread = static_cast<int>(threadIdx.x) - 32;
         for (int which = 0;; which ^= 1) {
-            named_sync(2, 128);
+            shared.ordered.sync();
             const GatherOrder order = shared.orders[which];
             if (order.stage < 0) break;
             gather_rows<tile_keys, D, 32 * gatherers>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
                                                       which == 0 ? args.key : args.value, order.head, order.token,
                                                       args.head_dim, shared.table[order.list], thread);
-            named_sync(3, 32 * gatherers);
+            shared.gathered.sync();
             if (thread == 0) barrier_arrive(full_of(shared, which, order.stage));
             announce_all(full_of(shared, which, order.stage), thread == 0);
         }
@@ -234,6 +237,9 @@ struct QueryPassLoad {
                 barrier_init(&shared.value_full[stage], announcements<writers>);
                 barrier_init(&shared.value_empty[stage], readers * releasing_lanes);
             }
+            shared.both.init();
+            shared.ordered.init();
+            shared.gathered.init();
             barrier_init_fence();
         }
         __syncthreads();

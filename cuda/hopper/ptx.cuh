@@ -71,6 +71,19 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
     }
 }
 
+/// Arrives, and waits for all others that arrive in the same phase.
+__device__ __forceinline__ void barrier_meet(Barrier* barrier) {
+    std::uint64_t phase;
+    asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(phase) : "r"(shared_address(barrier)) : "memory");
+    std::uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}\n"
+                     : "=r"(done)
+                     : "r"(shared_address(barrier)), "l"(phase)
+                     : "memory");
+    }
+}
+
 /// Builds for tools that look for races (scripts/check_device_memory) synchronise in ways that these understand.
 #ifdef SPARSEATTN_CUDA_CHECKED
 inline constexpr bool checked = true;
@@ -127,46 +140,38 @@ __device__ __forceinline__ void store_remote(void* shared, Barrier* barrier, int
 // --- Named barriers (0 is __syncthreads) ------------------------------------------------------------------------
 
 __device__ __forceinline__ void named_sync(int id, int threads) {
-    if constexpr (checked) {  // synccheck wants this form where warps come from different places of the program
-        asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-    } else {
-        asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-    }
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/// `Count` places at which `Threads` threads (whole warps) give something and as many others take it: named barriers,
-/// at which the ones arrive and the others wait. Tools do not see what that orders; builds for them have barriers in
-/// shared memory instead, and each taker's count of turns.
+/// Named barriers FirstId, FirstId + 1, ..., each of `Threads` threads (whole warps), that lie in shared memory in
+/// builds for tools. Of named ones, synccheck calls the aligned form (bar) divergent where warps reach it from several
+/// places of the program; racecheck loses some of the other form, and those at which some threads only arrive.
 template <int FirstId, int Count, int Threads>
-class HandOver {
+class NamedBarriers {
   public:
 #ifdef SPARSEATTN_CUDA_CHECKED
-    __device__ __forceinline__ void init() {  // by one thread
-        for (int i = 0; i < Count; ++i) {
-            barrier_init(&given_[i], Threads);
-            for (std::uint32_t& turns : taken_[i]) turns = 0;
-        }
+    __device__ __forceinline__ void init() {  // by one thread, before a __syncthreads
+        for (Barrier& barrier : barriers_) barrier_init(&barrier, Threads);
     }
-    __device__ __forceinline__ void give(int place) {
-        barrier_arrive(&given_[place]);
+    __device__ __forceinline__ void arrive(int which = 0) {
+        barrier_arrive(&barriers_[which]);
     }
-    __device__ __forceinline__ void take(int place) {
-        barrier_wait(&given_[place], taken_[place][threadIdx.x % Threads]++ & 1);
+    __device__ __forceinline__ void sync(int which = 0) {
+        barrier_meet(&barriers_[which]);
     }
 
   private:
-    Barrier given_[Count];
-    std::uint32_t taken_[Count][Threads];
+    Barrier barriers_[Count];
 #else
     __device__ __forceinline__ void init() {}
-    __device__ __forceinline__ void give(int place) {
-        named_arrive(FirstId + place, 2 * Threads);
+    __device__ __forceinline__ void arrive(int which = 0) {
+        named_arrive(FirstId + which, Threads);
     }
-    __device__ __forceinline__ void take(int place) {
-        named_sync(FirstId + place, 2 * Threads);
+    __device__ __forceinline__ void sync(int which = 0) {
+        named_sync(FirstId + which, Threads);
     }
 #endif
 };
