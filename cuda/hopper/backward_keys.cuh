@@ -76,7 +76,11 @@ struct KeyPass : KeyPassLoad<D, B, With> {
                 store_matrix_x4(score_buffer() + swizzled(row, 2 * step + lane() / 16), p[0], p[1], p[2], p[3]);
             }
             fence_async_shared();
-            named_sync(split_keys ? 1 : 2 + group(), split_keys ? 256 : 128);
+            if constexpr (split_keys) {
+                shared.both.sync();
+            } else {
+                shared.each.sync(group());
+            }
         }
         /// Where dQ is formed: the registers of dP^T, which are free then (two names for them would cost the compiler
         /// the registers it lacks), or fewer of its own.
@@ -256,9 +260,9 @@ struct KeyPass : KeyPassLoad<D, B, With> {
             float* memory = reinterpret_cast<float*>(shared.key);
 #pragma unroll
             for (int round = 0; round < 2; ++round) {
-                named_sync(1, 256);
+                shared.both.sync();
                 write_fragments<D / 4>(memory + group() * floats, given + round * (D / 4), thread());
-                named_sync(1, 256);
+                shared.both.sync();
                 add_fragments<D / 4>(kept + round * (D / 4), memory + (1 - group()) * floats, thread());
             }
             fence_async_shared();

@@ -62,7 +62,11 @@ struct KeyPassLoad {
         Barrier keys_full, keys_empty, ragged;
         Barrier full[stages], empty[stages];
         Barrier query_full[wide ? stages : 1], query_empty[wide ? stages : 1];  // wide: of the queries alone
+        NamedBarriers<1, 1, 256> both;                                          // warpgroups
+        NamedBarriers<2, 2, wide ? 256 : 128> each;  // what `exchange` holds; or of each warpgroup its own
     };
+    /// Warps that write what keys_full announces.
+    static constexpr int key_writers = with_singles ? 2 : 1;
 
     // --- Producer ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +96,8 @@ struct KeyPassLoad {
                 if constexpr (!wide) ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
                 ragged.template load<query_tile, D>(dout, &maps.dout, token, note.head, valid);
             }
-            if (elect_one()) {
+            const bool chosen = elect_one();
+            if (chosen) {
                 shared.notes[ring.stage] = note;
                 if (note.begin < 0) {
                     barrier_arrive(full);
@@ -106,6 +111,7 @@ struct KeyPassLoad {
                               args.row_values + static_cast<std::int64_t>(record) * 2 * query_tile, value_bytes, full);
                 }
             }
+            announce_all(full, chosen);
             __syncwarp();
             if constexpr (wide) send_queries(note, token, valid);
             ring.next();
@@ -116,7 +122,8 @@ struct KeyPassLoad {
             Barrier* full = &shared.query_full[ring.stage];
             barrier_wait(&shared.query_empty[ring.stage], ring.phase ^ 1);
             if (valid < query_tile) ragged.template load<query_tile, D>(query, &maps.query, token, note.head, valid);
-            if (elect_one()) {
+            const bool chosen = elect_one();
+            if (chosen) {
                 if (note.begin < 0 || valid < query_tile) {
                     barrier_arrive(full);
                 } else {
@@ -124,6 +131,7 @@ struct KeyPassLoad {
                     load_tile<query_tile, D>(query, &maps.query, full, token, note.head);
                 }
             }
+            announce_all(full, chosen);
             __syncwarp();
         }
 
@@ -179,7 +187,11 @@ struct KeyPassLoad {
                 shared.item = {note.item.head,    note.span.key_begin, note.part,       0,
                                note.span.queries, note.span.keys,      note.piece.slot, 0};
             }
-            if (!note.item.lines) load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
+            if (!note.item.lines) {
+                load_keys(note.span.key_begin + note.item.begin, note.item.head, note.item.keys);
+            } else {
+                announce_all(&shared.keys_full, false);  // the looking warp arrives
+            }
             __syncwarp();
         }
         __device__ __forceinline__ void load_keys(int token, int head, int valid) {
@@ -187,7 +199,8 @@ struct KeyPassLoad {
                 ragged.template load<tile_keys, D>(shared.key, &maps.key, token, head, valid);
                 ragged.template load<tile_keys, D>(shared.value, &maps.value, token, head, valid);
             }
-            if (elect_one()) {
+            const bool chosen = elect_one();
+            if (chosen) {
                 if (valid < tile_keys) {
                     barrier_arrive(&shared.keys_full);
                 } else {
@@ -196,6 +209,7 @@ struct KeyPassLoad {
                     load_tile<tile_keys, D>(shared.value, &maps.value, &shared.keys_full, token, head);
                 }
             }
+            announce_all<key_writers>(&shared.keys_full, chosen);
         }
         /// Notes part `part` of the piece's block; false: it has no keys.
         __device__ __forceinline__ bool note_part(int part) {
@@ -231,6 +245,7 @@ struct KeyPassLoad {
                     if (shared.piece.item.looks) shared.look.finish();
                 }
                 phase ^= 1;
+                if constexpr (B > tile_keys) __syncwarp();  // the lanes have read what the next part's note overwrites
             }
         }
         __device__ __forceinline__ void start_looking() {
@@ -250,10 +265,12 @@ struct KeyPassLoad {
                 if (args.lines.taken != nullptr) shared.look.order(true);
             }
             barrier_wait(&shared.keys_empty, phase ^ 1);
-            if (elect_one()) {
+            const bool chosen = elect_one();
+            if (chosen) {
                 shared.item.head = -1;
                 barrier_arrive(&shared.keys_full);
             }
+            announce_all<key_writers>(&shared.keys_full, chosen);
         }
     };
 
@@ -266,7 +283,9 @@ struct KeyPassLoad {
             gather_rows<tile_keys, D, 32>(shared.key, args.key, head, first, args.head_dim, shared.keys, lane);
             gather_rows<tile_keys, D, 32>(shared.value, args.value, head, first, args.head_dim, shared.keys, lane);
             __syncwarp();
-            if (elect_one()) barrier_arrive(&shared.keys_full);
+            const bool chosen = elect_one();
+            if (chosen) barrier_arrive(&shared.keys_full);
+            announce_all(&shared.keys_full, chosen);
             __syncwarp();
         });
     }
@@ -361,7 +380,7 @@ struct KeyPassLoad {
     static __device__ __forceinline__ void open(Shared& shared) {
         if (shared_address(&shared) % 1024 != 0) __trap();  // the swizzle counts on it
         if (threadIdx.x == 0) {
-            barrier_init(&shared.keys_full, 1);
+            barrier_init(&shared.keys_full, announcements<key_writers>);
             barrier_init(&shared.ragged, 1);
             barrier_init(&shared.keys_empty, 256);  // every reader of the item's note
             for (int group = 0; group < 2; ++group) {
@@ -369,15 +388,17 @@ struct KeyPassLoad {
                 barrier_init(&shared.dquery_empty[group], releasing_lanes);
             }
             for (int stage = 0; stage < stages; ++stage) {
-                barrier_init(&shared.full[stage], 1);
+                barrier_init(&shared.full[stage], announcements<>);
                 barrier_init(&shared.empty[stage], readers * releasing_lanes);
                 if constexpr (wide) {
-                    barrier_init(&shared.query_full[stage], 1);
+                    barrier_init(&shared.query_full[stage], announcements<>);
                     barrier_init(&shared.query_empty[stage], readers * releasing_lanes);
                 }
             }
             barrier_init_fence();
-            if constexpr (with_singles) shared.look.turn = 0;
+            shared.both.init();
+            shared.each.init();
+            if constexpr (with_singles) shared.look.init();
         }
         __syncthreads();
         wait_for_previous_kernel();

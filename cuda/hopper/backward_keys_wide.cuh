@@ -19,8 +19,7 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
 
     template <int Group>
     struct Consumer {
-        static constexpr int channels = 128;                 // of this warpgroup
-        static constexpr int p_ready = 2, dscore_ready = 3;  // named barriers
+        static constexpr int channels = 128;  // of this warpgroup
         const BackwardArgs& args;
         Shared& shared;
         Ring<stages> ring;
@@ -58,17 +57,17 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
         }
 
         /// Gives P^T (0) or dS^T (1) to the other warpgroup.
-        __device__ __forceinline__ void hand_over(int which, const std::uint32_t (&packed)[16], int barrier) {
+        __device__ __forceinline__ void hand_over(int which, const std::uint32_t (&packed)[16]) {
             auto* memory = reinterpret_cast<uint4*>(shared.exchange[which]) + thread();
 #pragma unroll
             for (int f = 0; f < 4; ++f) {
                 memory[f * 128] = make_uint4(packed[4 * f], packed[4 * f + 1], packed[4 * f + 2], packed[4 * f + 3]);
             }
-            named_arrive(barrier, 256);
+            shared.each.arrive(which);
         }
         /// Takes it from the other.
-        __device__ __forceinline__ void take_over(int which, std::uint32_t (&packed)[16], int barrier) {
-            named_sync(barrier, 256);
+        __device__ __forceinline__ void take_over(int which, std::uint32_t (&packed)[16]) {
+            shared.each.sync(which);
             const auto* memory = reinterpret_cast<const uint4*>(shared.exchange[which]) + thread();
 #pragma unroll
             for (int f = 0; f < 4; ++f) {
@@ -85,7 +84,7 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
         __device__ __forceinline__ void step_scores(int before) {
             start_scores();
             if constexpr (!First) {
-                take_over(1, packed_dscore, dscore_ready);
+                take_over(1, packed_dscore);
                 start_dkey(before);
             }
             product_wait<First ? 0 : 1>();
@@ -95,7 +94,7 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
             }
             Load::exponentiate(args, shared.values[ring.stage], lane(), score);
             pack(score, packed_score);
-            hand_over(0, packed_score, p_ready);
+            hand_over(0, packed_score);
             pin(packed_score);
         }
         /// Of the other one, which forms dS^T.
@@ -108,11 +107,11 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
                 pin(dkey);
                 warp_release(&shared.query_empty[before], lane());
             }
-            take_over(0, packed_score, p_ready);
+            take_over(0, packed_score);
             product_wait<0>();
             pin(score);
             Load::differentiate(shared.values[ring.stage], lane(), packed_score, score, packed_dscore);
-            hand_over(1, packed_dscore, dscore_ready);
+            hand_over(1, packed_dscore);
             pin(packed_dscore);
         }
         template <bool First>
@@ -148,7 +147,7 @@ struct WideKeyPass : KeyPassLoad<256, B, KeyPassWith::singles> {
                 before = ring.stage;
                 ring.next();
             }
-            if constexpr (Group == 0) take_over(1, packed_dscore, dscore_ready);
+            if constexpr (Group == 0) take_over(1, packed_dscore);
             start_dkey(before);
             product_wait<0>();
             pin(dkey);

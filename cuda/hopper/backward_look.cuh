@@ -77,13 +77,17 @@ struct LookShared {
     Share share;  // of the looking warp
     int turn;     // of the producer
     bool done;
+    NamedBarriers<4, 1, 64> ordered;
+    NamedBarriers<5, 4, 64> words_passed;  // by buffer, full and empty
 
-    // Named barriers, 64 threads each.
-    static constexpr int ordered = 4;
-    static __device__ __forceinline__ void full_sync(int buffer) { named_sync(buffer == 0 ? 5 : 6, 64); }
-    static __device__ __forceinline__ void full_arrive(int buffer) { named_arrive(buffer == 0 ? 5 : 6, 64); }
-    static __device__ __forceinline__ void empty_sync(int buffer) { named_sync(buffer == 0 ? 7 : 8, 64); }
-    static __device__ __forceinline__ void empty_arrive(int buffer) { named_arrive(buffer == 0 ? 7 : 8, 64); }
+    static __device__ __forceinline__ int full(int buffer) { return buffer == 0 ? 0 : 1; }
+    static __device__ __forceinline__ int empty(int buffer) { return buffer == 0 ? 2 : 3; }
+
+    __device__ __forceinline__ void init() {  // by one thread
+        turn = 0;
+        ordered.init();
+        words_passed.init();
+    }
 
     // --- Producer ---------------------------------------------------------------------------------------------------
 
@@ -91,20 +95,20 @@ struct LookShared {
     __device__ __forceinline__ void order(bool last) {
         if (elect_one()) done = last;
         __syncwarp();
-        named_sync(ordered, 64);
+        ordered.sync();
     }
     /// Waits until the looking warp needs nothing more of the piece.
-    __device__ __forceinline__ void finish() { named_sync(ordered, 64); }
+    __device__ __forceinline__ void finish() { ordered.sync(); }
     /// Waits for the words of the next 32 rows; bit r: row r visits any key.
     __device__ __forceinline__ std::uint32_t take(int lane) {
-        full_sync(turn);
+        words_passed.sync(full(turn));
         std::uint32_t any = 0;
 #pragma unroll
         for (int key = fresh(lane); key < Keys; key += 32) any |= words[turn][key];
         return __reduce_or_sync(0xffffffffu, any);
     }
     __device__ __forceinline__ void give_back() {
-        empty_arrive(turn);
+        words_passed.arrive(empty(turn));
         __syncwarp();
         if (elect_one()) turn ^= 1;
         __syncwarp();
@@ -191,26 +195,26 @@ struct LookShared {
         int buffer = 0;
         bool used = false;  // both buffers have been
         for (;;) {
-            named_sync(ordered, 64);
+            ordered.sync();
             if (done) break;
             if (note.item.lines) gather();
             for (share.start(note); share.next(args, note);) {
                 if (share.first_row >= share.end_row) continue;
                 start_lists(args, note, keys, lane);
                 for (int row = share.first_row; row < share.end_row; row += 32) {
-                    if (used) empty_sync(buffer);
+                    if (used) words_passed.sync(empty(buffer));
                     const int left = share.end_row - row;
                     const std::uint32_t mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
 #pragma unroll 1
                     for (int i = fresh(lane); i < Keys; i += 32) {
                         words[buffer][i] = (take_rows(0, i, row) | take_rows(1, i, row)) & mask;
                     }
-                    full_arrive(buffer);
+                    words_passed.arrive(full(buffer));
                     if (buffer == 1) used = true;
                     buffer ^= 1;
                 }
             }
-            named_sync(ordered, 64);
+            ordered.sync();
         }
     }
 };

@@ -215,9 +215,9 @@ struct QueryPass : QueryPassLoad<D, B, Singles> {
         __device__ __forceinline__ void exchange(const float* given, float* kept) {
             constexpr int floats = query_bytes / 4;  // D / 4 registers of 128 threads
             float* memory = reinterpret_cast<float*>(shared.query);
-            named_sync(1, 256);
+            shared.both.sync();
             write_fragments<D / 4>(memory + group() * floats, given, thread());
-            named_sync(1, 256);
+            shared.both.sync();
             add_fragments<D / 4>(kept, memory + (1 - group()) * floats, thread());
             fence_async_shared();
             barrier_arrive(&shared.queries_empty);

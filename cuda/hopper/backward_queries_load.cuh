@@ -28,6 +28,8 @@ struct QueryPassLoad {
     static constexpr int readers = split_queries ? 8 : 4;
     static constexpr int tile_step = split_queries ? 1 : 2;
     static constexpr int scores = tile_keys / 2;  // registers of a thread
+    /// Warps that gather, and those that write what a full barrier announces.
+    static constexpr int gatherers = 3, writers = Singles ? 1 + gatherers : 1;
 
     struct Shared {
         alignas(1024) unsigned char query[query_bytes];
@@ -41,6 +43,9 @@ struct QueryPassLoad {
         Barrier queries_full, queries_empty, ragged;
         Barrier key_full[key_stages], key_empty[key_stages];
         Barrier value_full[value_stages], value_empty[value_stages];
+        NamedBarriers<1, 1, 256> both;  // warpgroups that sum
+        NamedBarriers<2, 1, 128> ordered;
+        NamedBarriers<3, 1, 32 * gatherers> gathered;
     };
 
     // --- Producer ---------------------------------------------------------------------------------------------------
@@ -61,7 +66,8 @@ struct QueryPassLoad {
                                              int token, int head, int valid) {
             const bool whole = begin >= 0 && valid >= tile_keys;
             if (begin >= 0 && !whole) ragged.template load<tile_keys, D>(stage, map, token, head, valid);
-            if (elect_one()) {
+            const bool chosen = elect_one();
+            if (chosen) {
                 if (whole) {
                     barrier_expect(full, key_bytes);
                     load_tile<tile_keys, D>(stage, map, full, token, head);
@@ -69,6 +75,7 @@ struct QueryPassLoad {
                     barrier_arrive(full);
                 }
             }
+            announce_all<writers>(full, chosen);
             __syncwarp();
         }
 
@@ -95,8 +102,9 @@ struct QueryPassLoad {
         /// Orders keys (0) or values (1) in turn. They are gathered once the order before is done.
         __device__ __forceinline__ void give(int which, const GatherOrder& order) {
             if (elect_one()) shared.orders[which] = order;
+            if (order.stage >= 0) announce_all(full_of(shared, which, order.stage), false);  // the gatherers arrive
             __syncwarp();
-            named_sync(2, 128);
+            shared.ordered.sync();
         }
         /// The single keys of a list, as tiles.
         __device__ __forceinline__ void send_singles(const ListSpan& list, int branch, int key_head, int key_token) {
@@ -193,20 +201,23 @@ struct QueryPassLoad {
 
     // --- Gatherers --------------------------------------------------------------------------------------------------
 
+    /// What the gatherers of keys (0) or values (1) announce them on.
+    static __device__ __forceinline__ Barrier* full_of(Shared& shared, int which, int stage) {
+        return which == 0 ? &shared.key_full[stage] : &shared.value_full[stage];
+    }
     /// The other warps of the producer's warpgroup.
     static __device__ __forceinline__ void gather(const BackwardArgs& args, Shared& shared) {
         const int thread = static_cast<int>(threadIdx.x) - 32;
         for (int which = 0;; which ^= 1) {
-            named_sync(2, 128);
+            shared.ordered.sync();
             const GatherOrder order = shared.orders[which];
             if (order.stage < 0) break;
-            gather_rows<tile_keys, D, 96>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
-                                          which == 0 ? args.key : args.value, order.head, order.token, args.head_dim,
-                                          shared.table[order.list], thread);
-            named_sync(3, 96);
-            if (thread == 0) {
-                barrier_arrive(which == 0 ? &shared.key_full[order.stage] : &shared.value_full[order.stage]);
-            }
+            gather_rows<tile_keys, D, 32 * gatherers>(which == 0 ? shared.key[order.stage] : shared.value[order.stage],
+                                                      which == 0 ? args.key : args.value, order.head, order.token,
+                                                      args.head_dim, shared.table[order.list], thread);
+            shared.gathered.sync();
+            if (thread == 0) barrier_arrive(full_of(shared, which, order.stage));
+            announce_all(full_of(shared, which, order.stage), thread == 0);
         }
     }
 
@@ -219,13 +230,16 @@ struct QueryPassLoad {
             barrier_init(&shared.ragged, 1);
             barrier_init(&shared.queries_empty, 256);  // every reader of the item's note
             for (int stage = 0; stage < key_stages; ++stage) {
-                barrier_init(&shared.key_full[stage], 1);
+                barrier_init(&shared.key_full[stage], announcements<writers>);
                 barrier_init(&shared.key_empty[stage], readers * releasing_lanes);
             }
             for (int stage = 0; stage < value_stages; ++stage) {
-                barrier_init(&shared.value_full[stage], 1);
+                barrier_init(&shared.value_full[stage], announcements<writers>);
                 barrier_init(&shared.value_empty[stage], readers * releasing_lanes);
             }
+            shared.both.init();
+            shared.ordered.init();
+            shared.gathered.init();
             barrier_init_fence();
         }
         __syncthreads();

@@ -184,7 +184,8 @@ __device__ __forceinline__ void multiply_keys(const unsigned char* query, const 
 template <bool Sums>
 __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigned char* query, const unsigned char* key,
                                              float* shares, float* bases, Barrier* query_full, Barrier* full,
-                                             Barrier* empty, const SequenceSpan& span, int first_key, int tiles) {
+                                             Barrier* empty, NamedBarriers<1, 2, 128>& each, const SequenceSpan& span,
+                                             int first_key, int tiles) {
     const int lane = threadIdx.x % 32, warpgroup = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
     const int slot = 2 * blockIdx.y + warpgroup, slot_bytes = args.panels * panel_bytes;
     const int own_row = warp * 16 + lane / 4;  // and 8 below
@@ -197,7 +198,7 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
     if constexpr (Sums) {
         bases += warpgroup * slot_rows;
         find_bases(args, tops, (span.keys + args.span - 1) / args.span, bases);
-        named_sync(1 + warpgroup, 128);
+        each.sync(warpgroup);
         for (int half = 0; half < 2; ++half) base[half] = bases[own_row + 8 * half];
         shares += warpgroup * slot_rows * share_pitch;
     }
@@ -216,13 +217,13 @@ __device__ __forceinline__ void compute_tail(const TailArgs& args, const unsigne
             if constexpr (!Sums) add_tops(running[half], acc, half, args.scale_log2);
         }
         if constexpr (Sums) {
-            if (tile > 0) named_sync(1 + warpgroup, 128);  // the sums of the tile before are formed
+            if (tile > 0) each.sync(warpgroup);  // the sums of the tile before are formed
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 store_shares(acc, half, args.scale_log2, base[half],
                              shares + (own_row + 8 * half) * share_pitch + 2 * (lane % 4));
             }
-            named_sync(1 + warpgroup, 128);
+            each.sync(warpgroup);
             const bool columns = (warp / 2 + warpgroup) % 2 == 0;  // warpgroups take turns at the dearer half
             if (real) sum_shares(args, shares, slot, rows, span, tile_key, columns, threadIdx.x % 64);
         }
@@ -243,6 +244,7 @@ __global__ void __launch_bounds__(tail_threads, 2) tail_kernel(const __grid_cons
     extern __shared__ unsigned char raw[];
     constexpr int stages = tail_stages<Sums>;
     __shared__ Barrier query_full, full[stages], empty[stages];
+    __shared__ NamedBarriers<1, 2, 128> each;  // warpgroup
     __shared__ float bases[2 * slot_rows];
     unsigned char* query = raw + ((1024 - (shared_address(raw) & 1023)) & 1023);
     unsigned char* key = query + 2 * args.panels * panel_bytes;
@@ -253,6 +255,7 @@ __global__ void __launch_bounds__(tail_threads, 2) tail_kernel(const __grid_cons
             barrier_init(&full[i], 1);
             barrier_init(&empty[i], 8);
         }
+        each.init();
         barrier_init_fence();
     }
     __syncthreads();
@@ -265,7 +268,7 @@ __global__ void __launch_bounds__(tail_threads, 2) tail_kernel(const __grid_cons
     if (threadIdx.x == 256) {
         load_tail<stages>(args, query, key, &query_full, full, empty, span, first_key, tiles);
     } else if (threadIdx.x < 256) {
-        compute_tail<Sums>(args, query, key, shares, bases, &query_full, full, empty, span, first_key, tiles);
+        compute_tail<Sums>(args, query, key, shares, bases, &query_full, full, empty, each, span, first_key, tiles);
     }
 }
 

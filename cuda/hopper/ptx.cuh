@@ -71,13 +71,42 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
     }
 }
 
-/// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
-/// orders the reads of the others before the arrival of one; builds for them let all arrive.
+/// Arrives, and waits for all others that arrive in the same phase.
+__device__ __forceinline__ void barrier_meet(Barrier* barrier) {
+    std::uint64_t phase;
+    asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1];" : "=l"(phase) : "r"(shared_address(barrier)) : "memory");
+    std::uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}\n"
+                     : "=r"(done)
+                     : "r"(shared_address(barrier)), "l"(phase)
+                     : "memory");
+    }
+}
+
+/// Builds for tools that look for races (scripts/check_device_memory) synchronise in ways that these understand.
 #ifdef SPARSEATTN_CUDA_CHECKED
-inline constexpr int releasing_lanes = 32;
+inline constexpr bool checked = true;
 #else
-inline constexpr int releasing_lanes = 1;
+inline constexpr bool checked = false;
 #endif
+
+/// How many lanes of a warp arrive when it releases or announces what a barrier guards. The tools do not see that
+/// __syncwarp orders what the others read or wrote before the arrival of one; builds for them let all arrive.
+inline constexpr int releasing_lanes = checked ? 32 : 1;
+
+/// What completes a barrier on which one lane of one warp announces what `Warps` warps have written: one arrival, or in
+/// builds for tools one of each lane.
+template <int Warps = 1>
+inline constexpr int announcements = checked ? 32 * Warps : 1;
+/// By all lanes of a warp, of which one arrived on such a barrier (`arrived`): makes that `Warps` arrivals of each
+/// lane. The warp announces for itself, and for others that have written nothing this time.
+template <int Warps = 1>
+__device__ __forceinline__ void announce_all(Barrier* barrier, bool arrived) {
+    if constexpr (checked) {
+        for (int i = arrived ? 1 : 0; i < Warps; ++i) barrier_arrive(barrier);
+    }
+}
 
 /// Position in a ring of `Stages` buffers: which one, and the parity of its current round.
 template <int Stages>
@@ -116,6 +145,36 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
 __device__ __forceinline__ void named_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
+
+/// Named barriers FirstId, FirstId + 1, ..., each of `Threads` threads (whole warps), that lie in shared memory in
+/// builds for tools. Of named ones, synccheck calls the aligned form (bar) divergent where warps reach it from several
+/// places of the program; racecheck loses some of the other form, and those at which some threads only arrive.
+template <int FirstId, int Count, int Threads>
+class NamedBarriers {
+  public:
+#ifdef SPARSEATTN_CUDA_CHECKED
+    __device__ __forceinline__ void init() {  // by one thread, before a __syncthreads
+        for (Barrier& barrier : barriers_) barrier_init(&barrier, Threads);
+    }
+    __device__ __forceinline__ void arrive(int which = 0) {
+        barrier_arrive(&barriers_[which]);
+    }
+    __device__ __forceinline__ void sync(int which = 0) {
+        barrier_meet(&barriers_[which]);
+    }
+
+  private:
+    Barrier barriers_[Count];
+#else
+    __device__ __forceinline__ void init() {}
+    __device__ __forceinline__ void arrive(int which = 0) {
+        named_arrive(FirstId + which, Threads);
+    }
+    __device__ __forceinline__ void sync(int which = 0) {
+        named_sync(FirstId + which, Threads);
+    }
+#endif
+};
 
 // --- Order between ordinary accesses and those of the copy engine and the matrix unit ----------------------------
 

@@ -72,7 +72,7 @@ class ClusterSearch {
         Tally tally;
     };
     struct Storage {
-        Tally of_warp[search_pivots][warps];
+        Tally of_warp[2][search_pivots][warps];  // in turns: a barrier lies between reading and the next writing
         Message of_block[2][search_pivots][search_blocks];
         Barrier full[2];
     };
@@ -98,6 +98,12 @@ class ClusterSearch {
         }
         cluster.sync();
     }
+    /// A thread block has all that others send it before it ends; racecheck wants to see the cluster meet.
+    __device__ ~ClusterSearch() {
+        if constexpr (checked) cooperative_groups::this_cluster().sync();
+    }
+    ClusterSearch(const ClusterSearch&) = delete;
+    ClusterSearch& operator=(const ClusterSearch&) = delete;
     [[nodiscard]] __device__ int begin() const { return begin_; }  // of this thread block's share
     [[nodiscard]] __device__ int end() const { return end_; }
 
@@ -192,11 +198,11 @@ class ClusterSearch {
 #pragma unroll
         for (int i = 0; i < Count; ++i) {
             reduce(own[i]);
-            if (lane == 0) storage_.of_warp[i][warp] = own[i];
+            if (lane == 0) storage_.of_warp[round_ & 1][i][warp] = own[i];
         }
         __syncthreads();
         if (warp < Count) {
-            Tally all = lane < warps ? storage_.of_warp[warp][lane] : Tally{0, 0};
+            Tally all = lane < warps ? storage_.of_warp[round_ & 1][warp][lane] : Tally{0, 0};
             reduce(all);
             if (lane < search_blocks) send(warp, all, lane);
         }

@@ -191,7 +191,7 @@ bool run(const SelectCase& c, std::uint32_t seed) {
         for (int list = 0; list + 1 < p.lists(); ++list)
             compare_list(p, list, masses[0], offsets[0], columns[0], outcome);
     }
-    ok = ok && sane && outcome.wrong == 0 && outcome.worst < 1e-3;
+    ok = ok && sane && outcome.blocks > 0 && outcome.wrong == 0 && outcome.worst < 1e-3;
     std::printf("%s masses %.1e, %lld rows, %lld wrong, %.1f blocks a row%s%s\n", ok ? "pass" : "FAIL", outcome.worst,
                 static_cast<long long>(outcome.rows), static_cast<long long>(outcome.wrong),
                 static_cast<double>(outcome.blocks) / std::max<std::int64_t>(outcome.rows, 1), outcome.first.c_str(),

@@ -48,7 +48,9 @@ class Buffer {
         std::swap(count_, other.count_);
         return *this;
     }
-    ~Buffer() { cudaFree(data_); }
+    ~Buffer() {
+        if (data_ != nullptr) SPARSEATTN_TEST_CUDA(cudaFree(data_));
+    }
     T* data() const { return data_; }
     std::size_t size() const { return count_; }
     std::vector<T> host() const {

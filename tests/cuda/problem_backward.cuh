@@ -249,6 +249,7 @@ struct BackwardProblem {
 /// One gradient beside its reference; tokens [skip_begin, skip_end) are not looked at.
 struct GradientError {
     double worst = 0, relative = 0;  // of the bound; of the norm
+    double norm = 0;                 // of the reference
     std::string first;
 };
 inline GradientError compare_gradient(const char* name, const std::vector<__nv_bfloat16>& have, const Heads& array,
@@ -280,7 +281,8 @@ inline GradientError compare_gradient(const char* name, const std::vector<__nv_b
             }
         }
     }
-    result.relative = norm2 > 0 ? std::sqrt(error2 / norm2) : std::sqrt(error2);
+    result.norm = std::sqrt(norm2);
+    result.relative = std::sqrt(error2) / (norm2 > 0 ? result.norm : 1);
     return result;
 }
 

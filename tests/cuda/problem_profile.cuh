@@ -50,6 +50,7 @@ struct ProfileProblem {
         key = Buffer<__nv_bfloat16>(std::size_t(host.keys()) * c.key_heads * c.head_dim + 8);
         fill_random<<<256, 256>>>(query.data(), query.size(), seed, c.spread);
         fill_random<<<256, 256>>>(key.data(), key.size(), seed + 1, c.spread);
+        SPARSEATTN_TEST_CUDA(cudaGetLastError());
         query_offsets = Buffer<std::int32_t>(host.query_offsets);
         key_offsets = Buffer<std::int32_t>(host.key_offsets);
         row_begin = Buffer<std::int32_t>(host.row_begin);

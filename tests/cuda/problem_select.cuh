@@ -80,6 +80,7 @@ struct SelectProblem {
         key_tokens = Buffer<__nv_bfloat16>(host.keys() * key_width + 8);
         fill_random<<<256, 256>>>(tokens.data(), tokens.size(), seed, shape.spread);
         fill_random<<<256, 256>>>(key_tokens.data(), key_tokens.size(), seed + 1, shape.spread);
+        SPARSEATTN_TEST_CUDA(cudaGetLastError());
         const bool one = shape.fused && host.queries() == host.keys();
         params.query = {tokens.data(), query_width, d};
         params.key = {one ? tokens.data() + shape.query_heads * d : key_tokens.data(), key_width, d};

@@ -185,6 +185,7 @@ inline Comparison compare(const HostProblem& p, const DeviceProblem& device, con
         }
     }
     result.relative = norm2 > 0 ? std::sqrt(error2 / norm2) : 0;
+    if (norm2 == 0 && result.first.empty()) result.first = "the reference is zero: nothing was compared";
     return result;
 }
 
