@@ -56,7 +56,8 @@ struct Tally {
     }
 };
 
-inline constexpr int search_blocks = 8;     // thread blocks of a cluster that search one set together
+// Thread blocks of a cluster that search one set together; racecheck takes large clusters for a deadlock.
+inline constexpr int search_blocks = checked ? 2 : 8;
 inline constexpr int search_threads = 512;  // of each
 inline constexpr int search_pivots = 3;     // keys that one round tries
 

@@ -10,7 +10,7 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --cpus-per-task=8
-#SBATCH --gpus-per-task=1
+#SBATCH --gpus-per-node=8
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@300
 #SBATCH --requeue
@@ -25,8 +25,9 @@ deck=$1
 run_dir=$2
 shift 2
 
-# Threads of the host's part (reading data, staging messages). Each rank sees its own GPU only, as device 0; the driver
-# hands it to Kokkos whatever the version of Kokkos does with local ranks.
+# Threads of the host's part (reading data, staging messages). Each rank sees all GPUs of its node and takes the one of
+# its number there: a rank that sees its own alone cannot reach the others' memory, and messages between them would go
+# through the host.
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export OMP_PROC_BIND=close OMP_PLACES=cores
 
@@ -34,7 +35,7 @@ restart=()
 if compgen -G "$run_dir/checkpoints/step_*" >/dev/null; then restart=(--restart latest); fi
 
 # srun takes --cpus-per-task from the command line only (Slurm 22.05 and later).
-srun --cpus-per-task="$OMP_NUM_THREADS" --cpu-bind=cores --gpus-per-task=1 --kill-on-bad-exit=1 \
+srun --cpus-per-task="$OMP_NUM_THREADS" --cpu-bind=cores --gpu-bind=none --kill-on-bad-exit=1 \
     sparseattn-train --input "$deck" --run-dir "$run_dir" "${restart[@]}" "$@"
 code=$?
 if [ $code -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
