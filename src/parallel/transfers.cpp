@@ -95,7 +95,14 @@ bool Transfers::done() {
 
 void Transfers::wait() {
     const char* what = "an exchange of messages";
-    if (link_ && communicator_.patience() > 0) link_->wait(*mark_, communicator_.patience(), what);
+    if (link_ && communicator_.patience() > 0) {
+        try {
+            link_->wait(*mark_, communicator_.patience(), what);
+        } catch (const Error&) {
+            communicator_.roll_call(what);  // says who is missing; devices do not know
+            throw;
+        }
+    }
     if (requests_.empty()) return;
     detail::wait_for(requests_, peers_, communicator_.handle(), communicator_.patience(), what);
     requests_.clear();

@@ -61,5 +61,33 @@ TEST(DeviceLink, OrdersMessagesAndWork) {
     world.barrier();
 }
 
+class LateLink final : public test::HostLink {
+  public:
+    using HostLink::HostLink;
+    void wait(const Mark&, double, const char* call) override { throw Error(std::string("late: ") + call); }
+};
+
+// A device does not know who is late: the ranks ask each other, and where all answer, what the link said stands.
+TEST(DeviceLink, LosesPatienceAndNamesWhoIsMissing) {
+    Communicator world = Communicator::world();
+    world.set_patience(0.5);
+    const int last = world.size() - 1;
+    for (const bool all_come : {true, false}) {
+        const Communicator part = world.split(0, world.rank());
+        Transfers transfers(part, std::make_shared<LateLink>(part));
+        if (!all_come && (last == 0 || world.rank() == last)) break;
+        try {
+            transfers.wait();
+            FAIL() << "waited";
+        } catch (const Error& error) {
+            const std::string who = concat("rank ", last, " did not come to an exchange of messages within 0.5 s");
+            if (all_come) EXPECT_STREQ(error.what(), "late: an exchange of messages");
+            if (!all_come && world.rank() == 0) EXPECT_EQ(error.what(), who);
+        }
+    }
+    world.set_patience(0);
+    world.barrier();
+}
+
 }  // namespace
 }  // namespace sparseattn

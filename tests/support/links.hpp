@@ -12,7 +12,7 @@
 
 namespace sparseattn::test {
 
-class HostLink final : public DeviceLink {
+class HostLink : public DeviceLink {
   public:
     explicit HostLink(const Communicator& communicator) : transfers_(communicator) {}
 

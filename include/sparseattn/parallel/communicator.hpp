@@ -50,6 +50,9 @@ class Communicator {
     [[nodiscard]] Communicator split(int color, int key) const;
 
     void barrier() const;
+    /// With patience (set_patience) returns when every rank has come to `call`, or throws an Error that names those who
+    /// did not; without it returns at once.
+    void roll_call(const char* call) const;
 
     /// data[i] = sum (maximum) over the ranks, for i < count; T is float, double, std::int32_t or std::int64_t. Sums
     /// are formed in the order of the ranks: the same bits in every run. For sums of large arrays see ShardExchange.
@@ -104,7 +107,6 @@ class Communicator {
   private:
     class Handle;
     explicit Communicator(MPI_Comm owned, std::int64_t chunk, double patience);
-    void roll_call(const char* call) const;
     template <class Start>
     void collective(const char* call, const Start& start) const;
     [[nodiscard]] bool local() const { return handle_ == nullptr; }
