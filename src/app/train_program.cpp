@@ -224,8 +224,9 @@ int train_program(const RunOptions& run, const Runtime& runtime) {
     log->info(concat("SparseAttn ", version_with_commit(), ", ", world.size(), world.size() == 1 ? " rank" : " ranks",
                      ", precision ", to_string(options.precision), ", run ", options.run_dir.string()));
     if (device_number(Kokkos::DefaultExecutionSpace()) >= 0 && options.precision == Precision::fp32) {
-        log->info("in fp32 attention runs on generic kernels and products without tensor cores: train.precision = \"bf16\" "
-                  "is several times faster");
+        log->info(
+            "in fp32 attention runs on generic kernels and products without tensor cores: train.precision = \"bf16\" "
+            "is several times faster");
     }
     for (const std::string& warning : setup.warnings) log->warning("checkpoint passed over: " + warning);
     const ProcessGrid grid(world, options.seq_parallel_size);
