@@ -11,7 +11,7 @@ template <class Shape>
 __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     constexpr int consumer_warps = 4 * Shape::warpgroups;
     for (int i = 0; i < Shape::stages; ++i) {
-        barrier_init(&control.full[i], 1);
+        barrier_init(&control.full[i], releasing_lanes);
         barrier_init(&control.empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::query_stages; ++i) {

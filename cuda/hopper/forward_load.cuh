@@ -122,6 +122,7 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, const Source&
     tile.blocks = list.blocks;
     tile.singles = list.singles;
     tile.begin = place.begin;
+    tile.singles_from = list.block_steps(layout.block, Shape::keys) - place.begin;
     tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
     tile.slot = place.slot;
 
@@ -201,16 +202,16 @@ struct ListReader {
     }
 };
 
-/// Which keys step n of a list holds. Called by a whole warp.
+/// Which keys a step of a tile holds. Called by a whole warp.
 template <class Shape>
-__device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int n, int lane) {
+__device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int step, int lane) {
+    if (step >= tile.singles_from) {
+        if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
+        return {-1, (step - tile.singles_from) * Shape::keys};
+    }
     const int halves = block / 128;  // log2 of the runs of 64 in a block
     const int runs = tile.blocks << halves;
-    const int block_steps = (runs + Shape::runs - 1) / Shape::runs;
-    if (n >= block_steps) {
-        if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
-        return {-1, (n - block_steps) * Shape::keys};
-    }
+    const int n = tile.begin + step;
     const auto run = [&](int number) {  // counted from the end of the list
         if (number >= runs) return TileKeys::nowhere;
         return list.from_end(number >> halves, lane) * block + (~number & halves) * 64;
@@ -219,28 +220,46 @@ __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListR
     return {Shape::runs == 1 ? high : run(n * Shape::runs + 1), high};
 }
 
-/// Rows of single keys, copied by the lanes of one warp; keys past the end of the list become zero rows.
+/// Single key `number` of a tile; past the end of its list 0.
+__device__ __forceinline__ int single_key(const Tile& tile, int number) {
+    return number < tile.singles ? __ldg(tile.keys + number) : 0;
+}
+/// Starts to copy the rows of single keys, `count` of them from number `first` on; those past the end of the list
+/// become zero rows. Called by a warp, each lane with its `key` of the first 32. A row is copied by adjacent lanes, 16
+/// bytes each, and the addresses of some copies are found side by side: one after the other their latencies add up.
 template <class Shape>
 __device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& rows, const Tile& tile, int key_head,
-                                            int first, int lane) {
+                                            int first, int count, int key, int lane) {
     constexpr int pieces = Shape::head_dim / 8;
-    const auto* base = static_cast<const __nv_bfloat16*>(rows.data) + key_head * rows.head_stride;
+    constexpr int row_lanes = pieces <= 4 ? 4 : pieces <= 8 ? 8 : pieces <= 16 ? 16 : 32;
+    constexpr int copy_rows = 32 / row_lanes;  // of one instruction
+    constexpr int copies = row_lanes < 8 ? row_lanes : 8;
+    const int row = lane / row_lanes, piece = lane % row_lanes;
+    const std::int64_t row_bytes = rows.token_stride * 2;
+    const auto* from = static_cast<const unsigned char*>(rows.data) + tile.key_token * row_bytes +
+                       (key_head * rows.head_stride + piece * 8) * 2;
+    asm volatile("" : "+l"(from));  // else its terms are added anew for every row
+    unsigned char* to = stage + piece / 8 * Shape::key_panel;
+    int existing = tile.singles - first - row;  // from the lane's first row on
+    int held = key;
 #pragma unroll 1
-    for (int group = 0; group < Shape::keys; group += 32) {
-        const int number = first + group + lane;
-        const int mine = number < tile.singles ? __ldg(tile.keys + number) : -1;
-#pragma unroll 1
-        for (int item = lane; item < 32 * pieces; item += 32) {
-            const int key = __shfl_sync(0xffffffffu, mine, item / pieces);
-            const int piece = item % pieces;
-            const auto* source = base + (tile.key_token + max(key, 0)) * rows.token_stride + piece * 8;
-            copy_16(stage + piece / 8 * Shape::key_panel + swizzled(group + item / pieces, piece % 8), source,
-                    key >= 0);
+    for (int begin = 0; begin < count; begin += copies * copy_rows) {
+        if (begin % 32 == 0) {
+            held = key;
+            key = single_key(tile, first + begin + 32 + lane);
         }
+        unsigned keys[copies];
+#pragma unroll
+        for (int i = 0; i < copies; ++i) keys[i] = __shfl_sync(0xffffffffu, held, begin % 32 + i * copy_rows + row);
+#pragma unroll
+        for (int i = 0; i < copies; ++i) {
+            if (piece >= pieces) continue;
+            copy_16(to + swizzled(i * copy_rows + row, piece % 8), from + keys[i] * row_bytes,
+                    i * copy_rows < existing);
+        }
+        to += copies * copy_rows * swizzle_row;
+        existing -= copies * copy_rows;
     }
-    copy_wait_all();
-    fence_async_shared();
-    __syncwarp();
 }
 
 /// Fills one stage of the ring with the keys (or values) `where` of a tile.
@@ -251,11 +270,19 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
     unsigned char* stage = data.ring[ring.stage];
     Barrier* full = &control.full[ring.stage];
     const int key_head = tile.head / args.group;
+    const bool gathered = where.low < 0;
+    const int key = gathered ? single_key(tile, where.high + lane) : 0;  // looked up while the stage is awaited
     barrier_wait(&control.empty[ring.stage], ring.phase ^ 1);
     if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
-    if (where.low < 0) {
-        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, where.high, lane);
-        if (lane == 0) barrier_arrive(full);
+    if (gathered) {
+        // Scores of keys that do not exist are masked whatever stands in their rows, but a probability of 0 times a NaN
+        // is one.
+        const int count = value ? Shape::keys : min(tile.singles - where.high, Shape::keys);
+        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, where.high, count, key,
+                           lane);
+        barrier_hold_for_copies(full);
+        __syncwarp();
+        if (releasing_lanes == 32 || lane == 0) barrier_arrive(full);
     } else if (lane == 0) {
         const CUtensorMap* map = value ? &args.value : &args.key;
         barrier_expect(full, Shape::stage_bytes);
@@ -267,6 +294,8 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
                 tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + where.high);
             }
         }
+    } else if (releasing_lanes == 32) {
+        barrier_arrive(full);
     }
     __syncwarp();
     ring.next();
@@ -318,12 +347,13 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             const bool last = item + 1 == 2 * steps;
             if (!value) {
                 before = now;
-                now = step_keys<Shape>(tile, block, list, tile.begin + (item + 1) / 2, lane);
+                now = step_keys<Shape>(tile, block, list, (item + 1) / 2, lane);
             }
             load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
         }
         barrier_arrive(&control.tile_empty[slot.stage]);
     }
+    copy_wait_all();
 }
 
 }  // namespace sparseattn::cuda::hopper

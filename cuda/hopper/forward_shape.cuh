@@ -52,6 +52,7 @@ struct Tile {
     int steps;                    // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
     int blocks;                   // key blocks of the list
     int singles;                  // single keys
+    int singles_from;             // the first step, counted from `begin`, that holds single keys; may be below 0
     int branch;                   // which result
     int slot;                     // of the partial result; -1: this is the whole list
     int head;                     // first head of the unit
