@@ -181,6 +181,8 @@ ForwardArgs make_args(const Call& call, const Plan& plan) {
     args.key_rows = p.key;
     args.value_rows = p.value;
     args.gate = call.gate;
+    args.singles =
+        call.branch[0].layout.key_offsets != nullptr || call.branch[call.branches - 1].layout.key_offsets != nullptr;
     args.query_heads = p.query_heads;
     args.head_dim = p.head_dim;
     args.group = p.query_heads / p.key_heads;

@@ -78,6 +78,7 @@ struct ForwardArgs {
     int query_heads, head_dim;
     int group;         // query heads per key head
     float scale_log2;  // scale * log2(e)
+    bool singles;      // there may be single keys
 };
 
 /// Fills the order and clears the counter.

@@ -240,6 +240,13 @@ struct Consumer {
             own_keys = mask_scores<Shape>(s, keys_of, rows.common, rows.tile, where, lane);
         raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
     }
+    /// Before what ordinary copies brought for a step is multiplied. Calls without single keys do not look up the tile:
+    /// the products would wait for it.
+    __device__ __forceinline__ void fence_singles(const Tile& tile, int step) const {
+        if (__builtin_expect(args.singles, 0)) {
+            if (step >= tile.singles_from) fence_async_shared();
+        }
+    }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
     __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
         if (__builtin_expect(own_keys == Shape::keys, 1)) return;
@@ -258,7 +265,7 @@ struct Consumer {
         if (steps > 0) {
             barrier_wait(&control.query_full[query.stage], query.phase);
             barrier_wait(&control.full[ring.stage], ring.phase);
-            if (tile.singles_from <= 0) fence_async_shared();
+            fence_singles(tile, 0);
         }
         std::uint64_t key = operand(data.ring[ring.stage]);
         asm volatile("" : "+l"(key));  // as in query_at
@@ -290,10 +297,9 @@ struct Consumer {
         const int value_stage = values.stage;
         const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
         const bool values_here = barrier_test(&control.full[values.stage], values.phase);
-        const int singles_from = rows.tile.singles_from;
         pack_probabilities(p, s);
         if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
-        if (n >= singles_from) fence_async_shared();
+        fence_singles(rows.tile, n);
         clear_foreign_values(values);
         pin(s);
         pin(p);
@@ -302,7 +308,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
-        if (n > singles_from) fence_async_shared();
+        fence_singles(rows.tile, n - 1);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         values.next();
@@ -328,7 +334,7 @@ struct Consumer {
         const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
-        if (rows.steps > rows.tile.singles_from) fence_async_shared();
+        fence_singles(rows.tile, rows.steps - 1);
         clear_foreign_values(ring);
         pin(p);
         pin(o);
