@@ -240,11 +240,14 @@ struct Consumer {
             own_keys = mask_scores<Shape>(s, keys_of, rows.common, rows.tile, where, lane);
         raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
     }
-    /// Before what ordinary copies brought for a step is multiplied. Calls without single keys do not look up the tile:
-    /// the products would wait for it.
-    __device__ __forceinline__ void fence_singles(const Tile& tile, int step) const {
-        if (__builtin_expect(args.singles, 0)) {
-            if (step >= tile.singles_from) fence_async_shared();
+    /// The first step of a tile that holds single keys. Asked ahead of `fence_singles`, behind which products wait.
+    static __device__ __forceinline__ int singles_from(const Tile& tile) {
+        return Shape::with_singles ? tile.singles_from : 0;
+    }
+    /// Before what ordinary copies brought for a step is multiplied; `from`: the first step that holds single keys.
+    static __device__ __forceinline__ void fence_singles(int from, int step) {
+        if constexpr (Shape::with_singles) {
+            if (step >= from) fence_async_shared();
         }
     }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
@@ -265,7 +268,7 @@ struct Consumer {
         if (steps > 0) {
             barrier_wait(&control.query_full[query.stage], query.phase);
             barrier_wait(&control.full[ring.stage], ring.phase);
-            fence_singles(tile, 0);
+            fence_singles(singles_from(tile), 0);
         }
         std::uint64_t key = operand(data.ring[ring.stage]);
         asm volatile("" : "+l"(key));  // as in query_at
@@ -297,9 +300,10 @@ struct Consumer {
         const int value_stage = values.stage;
         const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
         const bool values_here = barrier_test(&control.full[values.stage], values.phase);
+        const int from = singles_from(rows.tile);
         pack_probabilities(p, s);
         if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
-        fence_singles(rows.tile, n);
+        fence_singles(from, n);
         clear_foreign_values(values);
         pin(s);
         pin(p);
@@ -308,7 +312,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
-        fence_singles(rows.tile, n - 1);
+        fence_singles(from, n - 1);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         values.next();
@@ -332,9 +336,10 @@ struct Consumer {
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
+        const int from = singles_from(rows.tile);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
-        fence_singles(rows.tile, rows.steps - 1);
+        fence_singles(from, rows.steps - 1);
         clear_foreign_values(ring);
         pin(p);
         pin(o);

@@ -71,8 +71,8 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, std::uint32_t par
     }
 }
 
-/// How many lanes of a warp arrive when it fills or releases a stage. Tools that look for races do not see that
-/// __syncwarp orders the accesses of the others before the arrival of one; builds for them let all arrive.
+/// How many lanes of a warp arrive when it releases a stage. Tools that look for races do not see that __syncwarp
+/// orders the reads of the others before the arrival of one; builds for them let all arrive.
 #ifdef SPARSEATTN_CUDA_CHECKED
 inline constexpr int releasing_lanes = 32;
 #else
