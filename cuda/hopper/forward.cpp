@@ -63,6 +63,7 @@ struct Plan {
     int parts = 1;   // group: passes over a list at most
     int units = 0, section_units = 0, teams = 0;
     bool cut = false, cut_by_teams = false;
+    bool singles = false;  // there may be single keys
     int slot_rows = 0;
     std::size_t merges = 0, lse = 0, out = 0, bytes = 0;  // where the parts of the workspace begin
 };
@@ -130,6 +131,9 @@ Plan make_plan(const Call& call, const Device& device) {
     constexpr double l2_share = 0.6;  // of the cache, for the keys and values of a section
     Plan plan;
     choose_team(plan, call);
+    for (int i = 0; i < call.branches; ++i) {
+        plan.singles = plan.singles || call.branch[i].layout.key_offsets != nullptr;
+    }
     plan.units = p.query_heads / plan.heads * call.branches;
     plan.teams = device.multiprocessors * (plan.team == Team::pair ? 1 : 2);
     const double head_bytes = 4.0 * p.head_dim * std::max(p.batch.keys, 1);  // keys and values
@@ -203,14 +207,19 @@ Status make_maps(ForwardArgs& args, const Problem& p, const Plan& plan) {
     return {error, error == cudaSuccess ? "" : "tensor map of value"};
 }
 
+template <int HeadDim, bool Singles>
+cudaError_t launch(const ForwardArgs& args, const Plan& plan, int grid, cudaStream_t stream) {
+    if constexpr (HeadDim <= 128) {
+        if (plan.team == Team::single) return launch_forward<HeadDim, 64, Team::single, Singles>(args, grid, stream);
+    }
+    if (plan.heads == 2) return launch_forward<HeadDim, 64, Team::pair, Singles>(args, grid, stream);
+    return launch_forward<HeadDim, 128, Team::pair, Singles>(args, grid, stream);
+}
 template <int HeadDim>
 cudaError_t launch(const ForwardArgs& args, const Plan& plan, int grid, cudaStream_t stream) {
-    if (plan.team == Team::group) return launch_forward<HeadDim, 64, Team::group>(args, grid, stream);
-    if constexpr (HeadDim <= 128) {
-        if (plan.team == Team::single) return launch_forward<HeadDim, 64, Team::single>(args, grid, stream);
-    }
-    if (plan.heads == 2) return launch_forward<HeadDim, 64, Team::pair>(args, grid, stream);
-    return launch_forward<HeadDim, 128, Team::pair>(args, grid, stream);
+    if (plan.team == Team::group) return launch_forward<HeadDim, 64, Team::group, true>(args, grid, stream);
+    return plan.singles ? launch<HeadDim, true>(args, plan, grid, stream)
+                        : launch<HeadDim, false>(args, plan, grid, stream);
 }
 
 cudaError_t launch(const ForwardArgs& args, const Plan& plan, int grid, cudaStream_t stream) {

@@ -11,7 +11,7 @@ template <class Shape>
 __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
     constexpr int consumer_warps = 4 * Shape::warpgroups;
     for (int i = 0; i < Shape::stages; ++i) {
-        barrier_init(&control.full[i], 1);
+        barrier_init(&control.full[i], Shape::filling_lanes);
         barrier_init(&control.empty[i], consumer_warps * releasing_lanes);
     }
     for (int i = 0; i < Shape::query_stages; ++i) {
@@ -49,6 +49,8 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
             } else {
                 schedule_tiles<Shape>(args, storage.control[team], team, lane);
             }
+        } else if constexpr (Shape::helpers > 0) {
+            help_to_gather<Shape>(args, storage.data[0], storage.control[0], 1 + warp / 2, lane);
         }
     } else {
         take_registers<224>();
@@ -57,9 +59,9 @@ __global__ void __launch_bounds__(Shape::threads, 1) forward_kernel(const __grid
     }
 }
 
-template <int HeadDim, int Block, Team Kind>
+template <int HeadDim, int Block, Team Kind, bool Singles>
 cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream) {
-    using Shape = ForwardShape<HeadDim, Block, Kind>;
+    using Shape = ForwardShape<HeadDim, Block, Kind, Singles>;
     constexpr int bytes = static_cast<int>(sizeof(ForwardStorage<Shape>));
     static_assert(bytes <= 227 * 1024, "shared memory of one multiprocessor");
     const cudaError_t error =

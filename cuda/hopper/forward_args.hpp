@@ -92,8 +92,9 @@ inline constexpr int most_waves = 4;                // pieces of cut lists, in u
 [[nodiscard]] cudaError_t launch_merge(const ForwardArgs& args, int grid, cudaStream_t stream);
 
 /// Runs the kernel on `grid` multiprocessors, directly behind launch_schedule or launch_plan on the same stream.
-/// `Block` of a group is 64 whatever the layout's is.
-template <int HeadDim, int Block, Team Kind>
+/// `Block` of a group is 64 whatever the layout's is. `Singles`: there may be single keys; what looks for them would
+/// slow down other calls. Of groups only the kernels that do are instantiated.
+template <int HeadDim, int Block, Team Kind, bool Singles>
 [[nodiscard]] cudaError_t launch_forward(const ForwardArgs& args, int grid, cudaStream_t stream);
 
 }  // namespace sparseattn::cuda::hopper

@@ -221,7 +221,7 @@ struct Consumer {
     }
     /// Whether the scores of a step need no mask; asked while they are being formed.
     static __device__ __forceinline__ bool whole(const Rows64& rows, TileKeys where) {
-        return __all_sync(0xffffffffu, all_seen<Shape>(rows.common, where));
+        return __all_sync(0xffffffffu, needs_no_mask<Shape>(rows.common, rows.tile, where));
     }
     __device__ __forceinline__ void mask_and_exponentiate(const Rows64& rows, TileKeys where, bool unmasked) {
         const auto keys_of = [&](int row_half) {
@@ -236,8 +236,19 @@ struct Consumer {
             }
         };
         own_keys = Shape::keys;
-        if (__builtin_expect(!unmasked, 0)) own_keys = mask_scores<Shape>(s, keys_of, rows.tile, where, lane);
+        if (__builtin_expect(!unmasked, 0))
+            own_keys = mask_scores<Shape>(s, keys_of, rows.common, rows.tile, where, lane);
         raised = online_softmax(s, state, args.scale_log2, unscale, shrink);
+    }
+    /// The first step of a tile that holds single keys. Asked ahead of `fence_singles`, behind which products wait.
+    static __device__ __forceinline__ int singles_from(const Tile& tile) {
+        return Shape::with_singles ? tile.singles_from : 0;
+    }
+    /// Before what ordinary copies brought for a step is multiplied; `from`: the first step that holds single keys.
+    static __device__ __forceinline__ void fence_singles(int from, int step) {
+        if constexpr (Shape::with_singles) {
+            if (step >= from) fence_async_shared();
+        }
     }
     /// Before the values of the step before are multiplied: clears those of the next sequence, once they have come.
     __device__ __forceinline__ void clear_foreign_values(const Ring<Shape::stages>& values) const {
@@ -252,10 +263,12 @@ struct Consumer {
         const auto slot = Ring<Shape::tile_slots>::at(count);
         const auto query = Ring<Shape::query_stages>::at(count);
         barrier_wait(&control.tile_full[slot.stage], slot.phase);
-        const int steps = control.tiles[slot.stage].steps;
+        const Tile& tile = control.tiles[slot.stage];
+        const int steps = tile.steps;
         if (steps > 0) {
             barrier_wait(&control.query_full[query.stage], query.phase);
             barrier_wait(&control.full[ring.stage], ring.phase);
+            fence_singles(singles_from(tile), 0);
         }
         std::uint64_t key = operand(data.ring[ring.stage]);
         asm volatile("" : "+l"(key));  // as in query_at
@@ -287,8 +300,10 @@ struct Consumer {
         const int value_stage = values.stage;
         const bool keys_here = barrier_test(&control.full[ring.stage], ring.phase);  // answered while P is packed
         const bool values_here = barrier_test(&control.full[values.stage], values.phase);
+        const int from = singles_from(rows.tile);
         pack_probabilities(p, s);
         if (!keys_here) barrier_wait(&control.full[ring.stage], ring.phase);
+        fence_singles(from, n);
         clear_foreign_values(values);
         pin(s);
         pin(p);
@@ -297,6 +312,7 @@ struct Consumer {
         score_product<Shape>(s, rows.query, operand(data.ring[key_stage]));
         product_commit();
         if (!values_here) barrier_wait(&control.full[values.stage], values.phase);
+        fence_singles(from, n - 1);
         value_product<Shape>(o, p, operand(data.ring[value_stage], Shape::key_panel));
         product_commit();
         values.next();
@@ -320,8 +336,10 @@ struct Consumer {
     __device__ __forceinline__ int finish(const Rows64& rows, int count) {
         const int last_stage = ring.stage;
         const bool values_here = barrier_test(&control.full[ring.stage], ring.phase);
+        const int from = singles_from(rows.tile);
         pack_probabilities(p, s);
         if (!values_here) barrier_wait(&control.full[ring.stage], ring.phase);
+        fence_singles(from, rows.steps - 1);
         clear_foreign_values(ring);
         pin(p);
         pin(o);

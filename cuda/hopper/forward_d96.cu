@@ -1,8 +1,11 @@
 #include "cuda/hopper/forward.cuh"
 
 namespace sparseattn::cuda::hopper {
-template cudaError_t launch_forward<96, 128, Team::pair>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<96, 64, Team::pair>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<96, 64, Team::single>(const ForwardArgs&, int, cudaStream_t);
-template cudaError_t launch_forward<96, 64, Team::group>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 128, Team::pair, false>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 128, Team::pair, true>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 64, Team::pair, false>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 64, Team::pair, true>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 64, Team::single, false>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 64, Team::single, true>(const ForwardArgs&, int, cudaStream_t);
+template cudaError_t launch_forward<96, 64, Team::group, true>(const ForwardArgs&, int, cudaStream_t);
 }  // namespace sparseattn::cuda::hopper

@@ -14,8 +14,11 @@ struct UnitList {
 
     /// Steps of `step` keys (64 or 128): whole blocks first, single keys in steps of their own.
     __device__ __forceinline__ int steps(int block, int step) const {
+        return block_steps(block, step) + (singles + step - 1) / step;
+    }
+    __device__ __forceinline__ int block_steps(int block, int step) const {
         const int runs = step / 64;
-        return (blocks * (block / 64) + runs - 1) / runs + (singles + step - 1) / step;
+        return (blocks * (block / 64) + runs - 1) / runs;
     }
 };
 

@@ -122,6 +122,7 @@ __device__ __forceinline__ Tile find_tile(const ForwardArgs& args, const Source&
     tile.blocks = list.blocks;
     tile.singles = list.singles;
     tile.begin = place.begin;
+    tile.singles_from = list.block_steps(layout.block, Shape::keys) - place.begin;
     tile.steps = place.steps > 0 ? place.steps : max(list.steps(layout.block, Shape::keys), 1);
     tile.slot = place.slot;
 
@@ -201,16 +202,15 @@ struct ListReader {
     }
 };
 
-/// Which keys step n of a list holds. Called by a whole warp.
+/// Which keys a step of a tile holds. Called by a whole warp.
 template <class Shape>
-__device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int n, int lane) {
+__device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListReader& list, int step, int lane) {
+    if constexpr (Shape::with_singles) {
+        if (tile.singles > 0 && step >= tile.singles_from) return {-1, (step - tile.singles_from) * Shape::keys};
+    }
     const int halves = block / 128;  // log2 of the runs of 64 in a block
     const int runs = tile.blocks << halves;
-    const int block_steps = (runs + Shape::runs - 1) / Shape::runs;
-    if (n >= block_steps) {
-        if (tile.singles == 0) return {TileKeys::nowhere, TileKeys::nowhere};
-        return {-1, (n - block_steps) * Shape::keys};
-    }
+    const int n = tile.begin + step;
     const auto run = [&](int number) {  // counted from the end of the list
         if (number >= runs) return TileKeys::nowhere;
         return list.from_end(number >> halves, lane) * block + (~number & halves) * 64;
@@ -219,44 +219,121 @@ __device__ __forceinline__ TileKeys step_keys(const Tile& tile, int block, ListR
     return {Shape::runs == 1 ? high : run(n * Shape::runs + 1), high};
 }
 
-/// Rows of single keys, copied by the lanes of one warp; keys past the end of the list become zero rows.
+/// Single key `number` of a tile; past the end of its list 0.
+__device__ __forceinline__ int single_key(const Tile& tile, int number) {
+    return number < tile.singles ? __ldg(tile.keys + number) : 0;
+}
+/// How a warp copies rows of single keys: a row by adjacent lanes, 16 bytes each, some rows with one instruction.
+template <class Shape>
+struct GatherMap {
+    static constexpr int pieces = Shape::head_dim / 8;  // of a row
+    static constexpr int row_lanes = pieces <= 4 ? 4 : pieces <= 8 ? 8 : pieces <= 16 ? 16 : 32;
+    static constexpr int copy_rows = 32 / row_lanes;              // of one instruction
+    static constexpr int copies = row_lanes < 8 ? row_lanes : 8;  // whose addresses are found side by side
+    static constexpr int rows = copies * copy_rows;               // of these
+};
+/// Starts to copy the rows of single keys, `count` of them from number `first` on; those past the end of the list
+/// become zero rows. Called by a warp, each lane with its `key` of the first 32. The addresses of some copies are found
+/// side by side: one after the other their latencies add up.
 template <class Shape>
 __device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& rows, const Tile& tile, int key_head,
-                                            int first, int lane) {
-    constexpr int pieces = Shape::head_dim / 8;
-    const auto* base = static_cast<const __nv_bfloat16*>(rows.data) + key_head * rows.head_stride;
+                                            int first, int count, int key, int lane) {
+    using Map = GatherMap<Shape>;
+    const int row = lane / Map::row_lanes, piece = lane % Map::row_lanes;
+    const std::int64_t row_bytes = rows.token_stride * 2;
+    const auto* from = static_cast<const unsigned char*>(rows.data) + tile.key_token * row_bytes +
+                       (key_head * rows.head_stride + piece * 8) * 2;
+    asm volatile("" : "+l"(from));  // else its terms are added anew for every row
+    unsigned char* to = stage + piece / 8 * Shape::key_panel;
+    int existing = tile.singles - first - row;  // from the lane's first row on
+    int held = key;
 #pragma unroll 1
-    for (int group = 0; group < Shape::keys; group += 32) {
-        const int number = first + group + lane;
-        const int mine = number < tile.singles ? __ldg(tile.keys + number) : -1;
-#pragma unroll 1
-        for (int item = lane; item < 32 * pieces; item += 32) {
-            const int key = __shfl_sync(0xffffffffu, mine, item / pieces);
-            const int piece = item % pieces;
-            const auto* source = base + (tile.key_token + max(key, 0)) * rows.token_stride + piece * 8;
-            copy_16(stage + piece / 8 * Shape::key_panel + swizzled(group + item / pieces, piece % 8), source,
-                    key >= 0);
+    for (int begin = 0; begin < count; begin += Map::rows) {
+        if (begin % 32 == 0) {
+            held = key;
+            key = single_key(tile, first + begin + 32 + lane);
         }
+        unsigned keys[Map::copies];
+#pragma unroll
+        for (int i = 0; i < Map::copies; ++i) {
+            keys[i] = __shfl_sync(0xffffffffu, held, begin % 32 + i * Map::copy_rows + row);
+        }
+#pragma unroll
+        for (int i = 0; i < Map::copies; ++i) {
+            if (piece >= Map::pieces) continue;
+            copy_16(to + swizzled(i * Map::copy_rows + row, piece % 8), from + keys[i] * row_bytes,
+                    i * Map::copy_rows < existing);
+        }
+        to += Map::rows * swizzle_row;
+        existing -= Map::rows;
     }
-    copy_wait_all();
-    fence_async_shared();
-    __syncwarp();
 }
 
-/// Fills one stage of the ring with the keys (or values) `where` of a tile.
+/// Named barriers of a loader and its helpers, around each stage that they gather.
+inline constexpr int gather_begins = 1, gather_ends = 2;
+template <class Shape>
+inline constexpr int gather_threads = 32 * (1 + Shape::helpers);
+
+/// Copies one warp's share of a stage of single keys once the stage is empty, and lets the stage's barrier wait for the
+/// copies. `helper`: 0 for the loader, or 1, 2.
+template <class Shape>
+__device__ __forceinline__ void gather_share(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                             TeamControl<Shape>& control, const Gather& gather, int helper, int lane) {
+    const Tile& tile = control.tiles[gather.slot];
+    // Scores of keys that do not exist are masked whatever stands in their rows, but a probability of 0 times a NaN is
+    // one.
+    const int count = gather.value ? Shape::keys : min(tile.singles - gather.first, Shape::keys);
+    constexpr int unit = GatherMap<Shape>::rows > 16 ? GatherMap<Shape>::rows : 16;
+    const int units = (count + unit - 1) / unit;
+    // The loader takes the least: it has other things to do.
+    const int helped = Shape::helpers > 0 ? (units + 1) / (1 + Shape::helpers) : 0;
+    const int loaded = units - Shape::helpers * helped;
+    const int begin = unit * (helper == 0 ? 0 : loaded + (helper - 1) * helped);
+    const int first = gather.first + begin;
+    const int key = single_key(tile, first + lane);  // looked up while the stage is awaited
+    barrier_wait(&control.empty[gather.stage], gather.phase ^ 1);
+    gather_rows<Shape>(data.ring[gather.stage] + begin * swizzle_row, gather.value ? args.value_rows : args.key_rows,
+                       tile, tile.head / args.group, first, unit * (helper == 0 ? loaded : helped), key, lane);
+    barrier_hold_for_copies(&control.full[gather.stage]);
+}
+
+/// Fills a stage with single keys (or their values) of the tile in `slot`, together with the helpers.
+template <class Shape>
+__device__ __forceinline__ void gather_stage(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                             TeamControl<Shape>& control, int slot, TileKeys where, bool value,
+                                             const Ring<Shape::stages>& ring, int lane) {
+    const Gather gather{slot, where.high, ring.stage, ring.phase, value};
+    if constexpr (Shape::helpers > 0) {
+        if (lane == 0) control.gather = gather;
+        named_sync(gather_begins, gather_threads<Shape>);
+    }
+    gather_share<Shape>(args, data, control, gather, 0, lane);
+    if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
+    // Behind the helpers: the phase would not wait for copies that they start after its last arrival.
+    if constexpr (Shape::helpers > 0) named_sync(gather_ends, gather_threads<Shape>);
+    __syncwarp();
+    if (Shape::filling_lanes == 32 || lane == 0) barrier_arrive(&control.full[ring.stage]);
+}
+
+/// Fills one stage of the ring with the keys (or values) `where` of the tile in `slot`.
 template <class Shape>
 __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<Shape>& data,
-                                           TeamControl<Shape>& control, const Tile& tile, TileKeys where, bool value,
+                                           TeamControl<Shape>& control, int slot, TileKeys where, bool value,
                                            Ring<Shape::stages>& ring, int lane) {
+    if constexpr (Shape::with_singles) {
+        if (where.low < 0) {
+            gather_stage<Shape>(args, data, control, slot, where, value, ring, lane);
+            ring.next();
+            return;
+        }
+    }
+    const Tile& tile = control.tiles[slot];
     unsigned char* stage = data.ring[ring.stage];
     Barrier* full = &control.full[ring.stage];
     const int key_head = tile.head / args.group;
     barrier_wait(&control.empty[ring.stage], ring.phase ^ 1);
-    if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
-    if (where.low < 0) {
-        gather_rows<Shape>(stage, value ? args.value_rows : args.key_rows, tile, key_head, where.high, lane);
-        if (lane == 0) barrier_arrive(full);
-    } else if (lane == 0) {
+    if (lane == 0) {
+        if (!value) control.tile_keys[ring.stage] = where;
         const CUtensorMap* map = value ? &args.value : &args.key;
         barrier_expect(full, Shape::stage_bytes);
 #pragma unroll
@@ -267,6 +344,8 @@ __device__ __forceinline__ void load_stage(const ForwardArgs& args, TeamStorage<
                 tensor_load(to + 64 * swizzle_row, map, full, panel * 64, key_head, tile.key_token + where.high);
             }
         }
+    } else if (Shape::filling_lanes == 32) {
+        barrier_arrive(full);
     }
     __syncwarp();
     ring.next();
@@ -318,12 +397,31 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
             const bool last = item + 1 == 2 * steps;
             if (!value) {
                 before = now;
-                now = step_keys<Shape>(tile, block, list, tile.begin + (item + 1) / 2, lane);
+                now = step_keys<Shape>(tile, block, list, (item + 1) / 2, lane);
             }
-            load_stage<Shape>(args, data, control, tile, value && !last ? before : now, value, ring, lane);
+            load_stage<Shape>(args, data, control, slot.stage, value && !last ? before : now, value, ring, lane);
         }
         barrier_arrive(&control.tile_empty[slot.stage]);
     }
+    if constexpr (Shape::helpers > 0) {
+        if (lane == 0) control.gather.slot = -1;
+        named_sync(gather_begins, gather_threads<Shape>);
+    }
+    if constexpr (Shape::with_singles) copy_wait_all();
+}
+
+/// A warp that waits for stages of single keys and copies its share of them.
+template <class Shape>
+__device__ __forceinline__ void help_to_gather(const ForwardArgs& args, TeamStorage<Shape>& data,
+                                               TeamControl<Shape>& control, int helper, int lane) {
+    for (;;) {
+        named_sync(gather_begins, gather_threads<Shape>);
+        const Gather gather = control.gather;
+        if (gather.slot < 0) break;
+        gather_share<Shape>(args, data, control, gather, helper, lane);
+        named_arrive(gather_ends, gather_threads<Shape>);
+    }
+    copy_wait_all();
 }
 
 }  // namespace sparseattn::cuda::hopper

@@ -11,11 +11,12 @@
 
 namespace sparseattn::cuda::hopper {
 
-template <int HeadDim, int Block, Team Kind>
+template <int HeadDim, int Block, Team Kind, bool Singles>
 struct ForwardShape {
     static constexpr int head_dim = HeadDim;
     static constexpr bool paired = Kind == Team::pair;
     static constexpr bool group = Kind == Team::group;
+    static constexpr bool with_singles = Singles;
     static constexpr int threads = 384;
     static constexpr int keys = tile_keys(head_dim);  // of one tile
     static constexpr int runs = keys / 64;
@@ -30,7 +31,9 @@ struct ForwardShape {
     static constexpr int stage_bytes = panels * key_panel;
     static constexpr int query_stages = paired && head_dim <= 128 ? 2 : 1;
     static constexpr int tile_slots = 4;
-    static constexpr int budget = 225 * 1024 / teams;  // of 227 KB: leaves room for barriers
+    static constexpr int helpers = with_singles && paired ? 2 : 0;            // warps that copy single keys too
+    static constexpr int filling_lanes = with_singles ? releasing_lanes : 1;  // that arrive when a stage is filled
+    static constexpr int budget = 225 * 1024 / teams;                         // of 227 KB: leaves room for barriers
     static constexpr int fitting = (budget - query_stages * query_bytes) / stage_bytes;
     static constexpr int stages = fitting > 8 ? 8 : fitting;
     static_assert(stages >= 2, "K of one step and V of the step before");
@@ -52,6 +55,7 @@ struct Tile {
     int steps;                    // key tiles, at least 1 (of no keys, when the list is empty); -1: no more tiles
     int blocks;                   // key blocks of the list
     int singles;                  // single keys
+    int singles_from;             // the first step, counted from `begin`, that holds single keys; may be below 0
     int branch;                   // which result
     int slot;                     // of the partial result; -1: this is the whole list
     int head;                     // first head of the unit
@@ -70,6 +74,15 @@ struct TileKeys {
     int low, high;                           // first key of either half; low < 0: single keys, from number `high`
 };
 
+/// A stage of single keys that the loader and its helpers copy together.
+struct Gather {
+    int slot;   // of the tile; -1: no more
+    int first;  // number of the stage's first single key
+    int stage;
+    std::uint32_t phase;
+    bool value;
+};
+
 template <class Shape>
 struct alignas(1024) TeamStorage {
     unsigned char query[Shape::query_stages][Shape::query_bytes];
@@ -81,6 +94,7 @@ struct TeamControl {
     Barrier query_full[Shape::query_stages], query_empty[Shape::query_stages];
     Barrier tile_full[Shape::tile_slots], tile_empty[Shape::tile_slots];
     TileKeys tile_keys[Shape::stages];
+    Gather gather;
     Tile tiles[Shape::tile_slots];
 };
 template <class Shape>

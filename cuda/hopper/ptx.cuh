@@ -251,12 +251,23 @@ __device__ __forceinline__ void bulk_wait() {
 
 /// 16 bytes from global to shared memory by an ordinary asynchronous copy; zeros when `valid` is false.
 __device__ __forceinline__ void copy_16(void* shared, const void* global, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid ? 16 : 0)
+    asm volatile("{\n .reg .pred p;\n setp.eq.u32 p, %2, 0;\n cp.async.cg.shared.global [%0], [%1], 16, p;\n}\n" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(static_cast<std::uint32_t>(valid))
                  : "memory");
 }
 __device__ __forceinline__ void copy_wait_all() {
     asm volatile("cp.async.wait_all;" ::: "memory");
+}
+/// Keeps the phase of `barrier` open until the thread's copies so far have come; counts as no arrival, so one must
+/// follow. Who has waited for the barrier needs fence_async_shared before the matrix unit reads what was copied. Builds
+/// for tools that look for races wait here.
+__device__ __forceinline__ void barrier_hold_for_copies(Barrier* barrier) {
+#ifdef SPARSEATTN_CUDA_CHECKED
+    copy_wait_all();
+#else
+    asm volatile("cp.async.mbarrier.arrive.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+#endif
 }
 
 /// Four 8 x 8 tiles of 16-bit elements to shared memory: lane l gives the address of row l % 8 of tile l / 8.

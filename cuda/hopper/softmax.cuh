@@ -86,18 +86,35 @@ __device__ __forceinline__ void mask_singles(float (&s)[Scores], const KeysOf& k
 
 /// True when all queries see all keys of a step, by those that all of them see.
 template <class Shape>
-__device__ __forceinline__ bool all_seen(const SeenKeys& common, TileKeys where) {
-    if (where.low < 0) return false;
+__device__ __forceinline__ bool all_seen(const SeenKeys& common, const Tile& tile, TileKeys where) {
+    if constexpr (Shape::with_singles) {
+        if (where.low < 0) {
+            const int last = min(where.high + Shape::keys, tile.singles) - 1;
+            return common.all(__ldg(tile.keys + where.high), __ldg(tile.keys + last) + 1);
+        }
+    }
     if (where.high == where.low + (Shape::runs - 1) * 64) return common.all(where.low, where.low + Shape::keys);
     return common.all(where.low, where.low + 64) && common.all(where.high, where.high + 64);
+}
+/// True when all keys of a step exist and are seen.
+template <class Shape>
+__device__ __forceinline__ bool needs_no_mask(const SeenKeys& common, const Tile& tile, TileKeys where) {
+    const bool exist = !Shape::with_singles || where.low >= 0 || where.high + Shape::keys <= tile.singles;
+    return exist && all_seen<Shape>(common, tile, where);
 }
 /// Masks the scores. Returns how many of the step's keys stand before the end of the sequence: what was loaded behind
 /// them belongs to the next one.
 template <class Shape, class KeysOf>
-__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const KeysOf& keys_of, const Tile& tile,
-                                           TileKeys where, int lane) {
-    if (where.low < 0) {
-        mask_singles(s, keys_of, tile.keys + where.high, tile.singles - where.high, lane);
+__device__ __forceinline__ int mask_scores(float (&s)[Shape::scores], const KeysOf& keys_of, const SeenKeys& common,
+                                           const Tile& tile, TileKeys where, int lane) {
+    if (Shape::with_singles && where.low < 0) {
+        const int count = tile.singles - where.high;
+        if (__all_sync(0xffffffffu, all_seen<Shape>(common, tile, where))) {  // only places behind the list are hidden
+            const auto places_of = [count](int) { return SeenKeys{count, 0, 0}; };
+            mask_blocks<true>(s, places_of, TileKeys{0, 64}, lane);
+        } else {
+            mask_singles(s, keys_of, tile.keys + where.high, count, lane);
+        }
         return Shape::keys;
     }
     const int begin = max(keys_of(0).begin, keys_of(1).begin);

@@ -19,8 +19,11 @@ struct Part {
     const char* name;
     void (*run)(const Options&, Report&);
 };
-constexpr Part parts[] = {
-    {"forward", bench_forward}, {"backward", bench_backward}, {"decode", bench_decode}, {"select", bench_select}};
+constexpr Part parts[] = {{"forward", bench_forward},
+                          {"singles", bench_singles},
+                          {"backward", bench_backward},
+                          {"decode", bench_decode},
+                          {"select", bench_select}};
 
 constexpr int lengths[] = {16384, 32768, 65536, 131072};
 
@@ -45,9 +48,9 @@ std::string usage() {
            "  --help           this text\n\n"
            "Work is that of the kept pairs (whole blocks whole, the diagonal block of a causal row half). eff = "
            "density x\n"
-           "time of the fastest dense call of the shape / time, the two taking turns; select: share of the dense "
-           "forward's\n"
-           "time. Goals are those for one H200.\n"
+           "time of the fastest dense call of the shape / time, the two taking turns; singles: work per time, that of "
+           "the call\n"
+           "without single keys = 1; select: share of the dense forward's time. Goals are those for one H200.\n"
            "Exit code 0: done; 1: a sampled result is wrong; 2: options, or no device; 3: file; 70: CUDA.\n";
 }
 

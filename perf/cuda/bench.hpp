@@ -32,7 +32,7 @@ bool wanted(const Options& options, int length);
 
 /// What a row is about; members that do not apply stay 0 or empty.
 struct Row {
-    std::string what;  // forward, backward, decode, select (XAttention), flexprefill, minference
+    std::string what;  // forward, backward, singles (forward), decode, select (XAttention), flexprefill, minference
     const char* kernel = "";
     int length = 0;     // keys of a sequence
     int sequences = 1;  // of one query each in decode
@@ -47,9 +47,10 @@ struct Row {
     double ms = 0;
     double tflops = 0;     // of kept work
     double terabytes = 0;  // decode: keys and values read, TB/s
-    double eff = 0;        // density x time of the fastest dense call of the shape / ms
+    double eff = 0;        // density x time of the fastest dense call of the shape / ms; singles: see bench_singles
     double goal_eff = 0;   // 0: none
     double goal_tflops = 0;
+    double times = 0;  // singles: ms / that of the call without single keys
     double share = 0;  // of the dense forward's time
     double goal_share = 0;
     std::string wrong;  // what a sample of the results has wrong; empty: nothing
@@ -92,6 +93,7 @@ std::vector<double> time_in_turns(const Options& options, const std::vector<std:
 
 void bench_ceilings(Report& report, const char* when);
 void bench_forward(const Options& options, Report& report);
+void bench_singles(const Options& options, Report& report);
 void bench_backward(const Options& options, Report& report);
 void bench_decode(const Options& options, Report& report);
 void bench_select(const Options& options, Report& report);

@@ -117,6 +117,7 @@ void Report::row(const Row& row) {
     if (row.goal_eff > 0) std::printf(" %.2f", row.goal_eff);
     if (row.goal_tflops > 0) std::printf(" %.0f TFLOP/s", row.goal_tflops);
     if (row.stride > 0) std::printf(" S %d:", row.stride);
+    if (row.times > 0) std::printf(" %.2f x without single keys", row.times);
     if (row.share > 0) std::printf(" %.1f %% of dense", 100 * row.share);
     if (row.goal_share > 0) std::printf(" (goal %.0f %%)", 100 * row.goal_share);
     if (short_of) std::printf(" SHORT");
@@ -137,7 +138,7 @@ void Report::row(const Row& row) {
     object.add("order", row.order).add("density", row.density).add("ms", row.ms).add("tflops", row.tflops);
     object.add("tbs", row.terabytes).add("eff", row.eff).add("goal_eff", row.goal_eff);
     object.add("goal_tflops", row.goal_tflops).add("stride", row.stride).add("share", row.share);
-    object.add("goal_share", row.goal_share).add("short", short_of).add("wrong", row.wrong);
+    object.add("times", row.times).add("goal_share", row.goal_share).add("short", short_of).add("wrong", row.wrong);
     json_line(object.text());
 }
 
