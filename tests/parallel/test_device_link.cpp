@@ -13,6 +13,12 @@ namespace {
 using test::Device;
 using test::Exec;
 
+void add_one(const Exec& exec, const Span1<const float, test::Mem>& from, const Span1<float, test::Mem>& to) {
+    Kokkos::parallel_for(
+        "SparseAttn::test", Kokkos::RangePolicy<Exec>(exec, 0, static_cast<int>(to.extent(0))),
+        KOKKOS_LAMBDA(int i) { to(i) = from(i) + 1; });
+}
+
 TEST(DeviceLink, EveryRankHearsTheSameObstacle) {
     const Communicator world = Communicator::world();
     const std::string mine = device_link_obstacle(world, Exec());
@@ -44,11 +50,7 @@ TEST(DeviceLink, OrdersMessagesAndWork) {
         transfers.start();
         transfers.wait();
         transfers.join(exec);
-        const auto to = mine.flat();
-        const auto from = theirs.flat();
-        Kokkos::parallel_for(
-            "SparseAttn::test", Kokkos::RangePolicy<Exec>(exec, 0, count),
-            KOKKOS_LAMBDA(int i) { to(i) = from(i) + 1; });
+        add_one(exec, theirs.flat(), mine.flat());
     }
     if (ranks > 1) {
         // The value has gone 20 ranks to the right and grown by 20 on its way.
