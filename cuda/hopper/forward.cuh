@@ -22,6 +22,7 @@ __device__ __forceinline__ void init_barriers(TeamControl<Shape>& control) {
         barrier_init(&control.tile_full[i], 1);
         barrier_init(&control.tile_empty[i], 32 * (consumer_warps + 1));  // every reader, and the loader's
     }
+    control.gathering.init();
 }
 
 template <class Shape>

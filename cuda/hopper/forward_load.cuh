@@ -269,11 +269,6 @@ __device__ __forceinline__ void gather_rows(unsigned char* stage, const Heads& r
     }
 }
 
-/// Named barriers of a loader and its helpers, around each stage that they gather.
-inline constexpr int gather_begins = 1, gather_ends = 2;
-template <class Shape>
-inline constexpr int gather_threads = 32 * (1 + Shape::helpers);
-
 /// Copies one warp's share of a stage of single keys once the stage is empty, and lets the stage's barrier wait for the
 /// copies. `helper`: 0 for the loader, or 1, 2.
 template <class Shape>
@@ -305,12 +300,12 @@ __device__ __forceinline__ void gather_stage(const ForwardArgs& args, TeamStorag
     const Gather gather{slot, where.high, ring.stage, ring.phase, value};
     if constexpr (Shape::helpers > 0) {
         if (lane == 0) control.gather = gather;
-        named_sync(gather_begins, gather_threads<Shape>);
+        control.gathering.sync(gather_begins);
     }
     gather_share<Shape>(args, data, control, gather, 0, lane);
     if (lane == 0 && !value) control.tile_keys[ring.stage] = where;
     // Behind the helpers: the phase would not wait for copies that they start after its last arrival.
-    if constexpr (Shape::helpers > 0) named_sync(gather_ends, gather_threads<Shape>);
+    if constexpr (Shape::helpers > 0) control.gathering.sync(gather_ends);
     __syncwarp();
     if (Shape::filling_lanes == 32 || lane == 0) barrier_arrive(&control.full[ring.stage]);
 }
@@ -405,7 +400,7 @@ __device__ __forceinline__ void load_tiles(const ForwardArgs& args, TeamStorage<
     }
     if constexpr (Shape::helpers > 0) {
         if (lane == 0) control.gather.slot = -1;
-        named_sync(gather_begins, gather_threads<Shape>);
+        control.gathering.sync(gather_begins);
     }
     if constexpr (Shape::with_singles) copy_wait_all();
 }
@@ -415,11 +410,11 @@ template <class Shape>
 __device__ __forceinline__ void help_to_gather(const ForwardArgs& args, TeamStorage<Shape>& data,
                                                TeamControl<Shape>& control, int helper, int lane) {
     for (;;) {
-        named_sync(gather_begins, gather_threads<Shape>);
+        control.gathering.sync(gather_begins);
         const Gather gather = control.gather;
         if (gather.slot < 0) break;
         gather_share<Shape>(args, data, control, gather, helper, lane);
-        named_arrive(gather_ends, gather_threads<Shape>);
+        control.gathering.arrive(gather_ends);
     }
     copy_wait_all();
 }

@@ -88,6 +88,7 @@ struct alignas(1024) TeamStorage {
     unsigned char query[Shape::query_stages][Shape::query_bytes];
     unsigned char ring[Shape::stages][Shape::stage_bytes];
 };
+inline constexpr int gather_begins = 0, gather_ends = 1;  // TeamControl::gathering
 template <class Shape>
 struct TeamControl {
     Barrier full[Shape::stages], empty[Shape::stages];
@@ -95,6 +96,7 @@ struct TeamControl {
     Barrier tile_full[Shape::tile_slots], tile_empty[Shape::tile_slots];
     TileKeys tile_keys[Shape::stages];
     Gather gather;
+    NamedBarriers<1, 2, 32 * (1 + Shape::helpers)> gathering;  // of the loader and its helpers, around each such stage
     Tile tiles[Shape::tile_slots];
 };
 template <class Shape>

@@ -4,6 +4,7 @@
 #include "model/problem.hpp"
 #include "sparseattn/model/sequence_parallel.hpp"
 #include "sparseattn/parallel/partition.hpp"
+#include "support/links.hpp"
 
 namespace sparseattn::test {
 namespace {
@@ -190,12 +191,16 @@ void expect_planned_memory(const LayerSelector& selector) {
     const AttentionBytes planned = attention.bytes(config, {tokens, true, false});
     by_group<T>(c, decoder, attention, group);
     const auto held = static_cast<double>(attention.allocated());
-    EXPECT_NEAR(held, static_cast<double>(planned.saved + planned.workspace), 0.1 * held);
+    // Kernels of a device are planned the pieces that any lists may be cut into, which no size makes more than 35 MB.
+    const bool cut_lists = !on_host && std::is_same_v<T, bf16>;
+    EXPECT_LE(held, 1.1 * static_cast<double>(planned.saved + planned.workspace));
+    EXPECT_GE(held, 0.9 * static_cast<double>(planned.saved + planned.workspace) - (cut_lists ? 36e6 : 0));
     const AttentionBytes ahead = SequenceParallelAttention<Exec, T>::bytes_of(Exec(), config, {tokens, true, false},
                                                                               group.size(), {{c.selector}, c.gate});
     if (group.rank() == 0) {
         EXPECT_NEAR(static_cast<double>(ahead.saved), static_cast<double>(planned.saved), 0.02 * held);
-        EXPECT_NEAR(static_cast<double>(ahead.workspace), static_cast<double>(planned.workspace), 0.02 * held);
+        // One document, as is assumed ahead, may need more than the pack's do.
+        EXPECT_NEAR(static_cast<double>(ahead.workspace), static_cast<double>(planned.workspace), 0.05 * held);
     }
 }
 

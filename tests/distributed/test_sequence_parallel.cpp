@@ -47,9 +47,8 @@ LayerResults yardstick(const SequenceCase& c, const Communicator& group) {
 }
 
 template <class T>
-void expect_same(const SequenceCase& c, double tolerance, SequenceParallelOptions options = {}) {
+void expect_same(const SequenceCase& c, double tolerance, const SequenceParallelOptions& options = {}) {
     const Communicator group = Communicator::world();
-    options.messages = chosen_path();
     SequenceParallelAttention<Exec, T> attention(Exec(), group, c.config(), options);
     const LayerResults mine = one_of_ranks(attention, group, c);
     const LayerResults whole = yardstick<T>(c, group);
@@ -64,6 +63,26 @@ constexpr double float_tolerance = 1e-5, double_tolerance = 1e-13;
 // Messages are bf16: what arrives is what was sent, so that outputs are the same; gradients of keys and values that
 // several ranks compute are rounded on each and once more in their sum.
 constexpr double bf16_tolerance = 2e-2;
+
+// Data in device memory gives the same bits on whatever path it travels. (In host memory there is one path.)
+TEST(SequenceParallel, LinksAndHostMemoryGiveTheSameBits) {
+    const Communicator group = Communicator::world();
+    const MessagePath path = chosen_path();
+    if (path == MessagePath::direct) return;
+    for (const LayerSelector& selector : {dense, streaming, xattention()}) {
+        for (const std::vector<float>& gate : {std::vector<float>(), gates}) {
+            const SequenceCase c{odd_documents(1001), 4, selector, gate};
+            LayerResults results[2];
+            for (const bool staged : {false, true}) {
+                SequenceParallelOptions options;
+                options.messages = staged ? MessagePath::staged : path;
+                SequenceParallelAttention<Exec, float> attention(Exec(), group, c.config(), options);
+                results[staged] = one_of_ranks(attention, group, c);
+            }
+            EXPECT_EQ(results[0], results[1]);
+        }
+    }
+}
 
 class HeadCounts : public ::testing::TestWithParam<std::tuple<int, int>> {};
 INSTANTIATE_TEST_SUITE_P(All, HeadCounts,

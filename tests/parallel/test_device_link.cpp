@@ -28,7 +28,9 @@ TEST(DeviceLink, EveryRankHearsTheSameObstacle) {
     EXPECT_NE(choose_message_path(world, false, true).path, MessagePath::linked);
     EXPECT_THAT(choice.description, testing::StartsWith("messages: "));
     EXPECT_EQ(device_link_library().empty(), mine == "this build has no NCCL");
-    if (device_link_library().empty()) EXPECT_THROW((void)link_devices(world, Exec()), NotCompiled);
+    if (device_link_library().empty()) {
+        EXPECT_THROW((void)link_devices(world, Exec()), NotCompiled);
+    }
 }
 
 // Messages come behind the work that follow() names, and work that join() names behind the messages, without a wait in
@@ -83,8 +85,11 @@ TEST(DeviceLink, LosesPatienceAndNamesWhoIsMissing) {
             FAIL() << "waited";
         } catch (const Error& error) {
             const std::string who = concat("rank ", last, " did not come to an exchange of messages within 0.5 s");
-            if (all_come) EXPECT_STREQ(error.what(), "late: an exchange of messages");
-            if (!all_come && world.rank() == 0) EXPECT_EQ(error.what(), who);
+            if (all_come) {
+                EXPECT_STREQ(error.what(), "late: an exchange of messages");
+            } else if (world.rank() == 0) {
+                EXPECT_EQ(error.what(), who);
+            }
         }
     }
     world.set_patience(0);
