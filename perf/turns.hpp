@@ -22,9 +22,6 @@
 
 namespace sparseattn::bench {
 
-template <class Exec>
-inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-
 /// Seconds of one of `times` calls.
 template <class Exec>
 double seconds_of(const std::function<void()>& call, int times) {
@@ -43,7 +40,7 @@ std::vector<double> in_turns(double seconds, const std::vector<std::function<voi
     std::vector<int> repeats;
     for (const auto& call : calls) {
         const double once = seconds_of<Exec>(call, 1);  // and a first call to grow workspaces
-        repeats.push_back(on_host<Exec> ? 1 : std::clamp(static_cast<int>(3e-3 / once), 1, 20));
+        repeats.push_back(host_accessible<Exec> ? 1 : std::clamp(static_cast<int>(3e-3 / once), 1, 20));
     }
     std::vector<std::vector<double>> times(calls.size());
     double spent = 0;
@@ -55,7 +52,7 @@ std::vector<double> in_turns(double seconds, const std::vector<std::function<voi
     }
     std::vector<double> typical;
     for (std::vector<double>& all : times) {
-        const auto place = all.begin() + static_cast<std::ptrdiff_t>(on_host<Exec> ? 0 : all.size() / 2);
+        const auto place = all.begin() + static_cast<std::ptrdiff_t>(host_accessible<Exec> ? 0 : all.size() / 2);
         std::nth_element(all.begin(), place, all.end());
         typical.push_back(*place);
     }

@@ -11,7 +11,7 @@
 namespace sparseattn {
 namespace {
 
-std::string to_toml(double value) {
+std::string toml_number(double value) {
     char digits[32];
     const auto end = std::to_chars(digits, digits + sizeof digits, value).ptr;
     std::string text(digits, end);
@@ -19,7 +19,7 @@ std::string to_toml(double value) {
     return text;
 }
 
-std::string to_toml(const std::string& value) {
+std::string toml_string(const std::string& value) {
     std::string text = "\"";
     for (const char c : value) {
         if (c == '"' || c == '\\') {
@@ -37,7 +37,7 @@ std::string to_toml(const std::string& value) {
 }
 
 std::string bound(const DeckKey& key, double value) {
-    return key.standard.index() == 1 ? std::to_string(static_cast<std::int64_t>(value)) : to_toml(value);
+    return key.standard.index() == 1 ? std::to_string(static_cast<std::int64_t>(value)) : toml_number(value);
 }
 
 /// Optimal string alignment: insertions, deletions, substitutions and swaps of neighbours cost 1 each.
@@ -64,8 +64,8 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 std::string to_toml(const DeckValue& value) {
     if (const auto* flag = std::get_if<bool>(&value)) return *flag ? "true" : "false";
     if (const auto* integer = std::get_if<std::int64_t>(&value)) return std::to_string(*integer);
-    if (const auto* real = std::get_if<double>(&value)) return to_toml(*real);
-    return to_toml(std::get<std::string>(value));
+    if (const auto* real = std::get_if<double>(&value)) return toml_number(*real);
+    return toml_string(std::get<std::string>(value));
 }
 
 std::string DeckKey::type() const {

@@ -17,7 +17,7 @@ namespace {
 // One team per (query, head); on a CPU a team is one thread.
 template <class Exec>
 Kokkos::TeamPolicy<Exec> team_per(const Exec& exec, std::size_t count) {
-    if constexpr (Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible) {
+    if constexpr (host_accessible<Exec>) {
         return Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(count), 1);
     } else {
         return Kokkos::TeamPolicy<Exec>(exec, static_cast<int>(count), Kokkos::AUTO);

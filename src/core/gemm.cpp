@@ -15,7 +15,7 @@ bool is_default([[maybe_unused]] const Exec& exec) {
 #if defined(KOKKOS_ENABLE_CUDA)
     if constexpr (std::is_same_v<Exec, Kokkos::Cuda>) return exec.cuda_stream() == Exec().cuda_stream();
 #endif
-    return Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
+    return host_accessible<Exec>;
 }
 
 // KokkosBlas takes an execution-space instance from version 4 on. Before, it works on the default instance, so that

@@ -12,9 +12,6 @@ namespace sparseattn::detail {
 namespace {
 
 template <class Exec>
-constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-
-template <class Exec>
 using Range = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
 
 // c <- beta c, for products without terms.
@@ -147,7 +144,7 @@ void gemm_bf16(const Exec& exec, Op op_a, Op op_b, float alpha, const Span2<cons
     const Region region("SparseAttn::gemm_bf16");
     if (shape.k == 0) {
         scale<Exec, Out>(exec, beta, c);
-    } else if constexpr (on_host<Exec>) {
+    } else if constexpr (host_accessible<Exec>) {
         multiply_on_host<Exec, Out>(exec, shape, op_a, op_b, alpha, a, b, beta, c, workspace);
     } else {
         multiply_on_device<Out>(exec, shape, op_a, op_b, alpha, a.data(), b.data(), beta, c.data(), workspace);
@@ -157,7 +154,7 @@ void gemm_bf16(const Exec& exec, Op op_a, Op op_b, float alpha, const Span2<cons
 template <class Exec>
 std::size_t gemm_bf16_workspace([[maybe_unused]] std::size_t m, [[maybe_unused]] std::size_t n,
                                 [[maybe_unused]] std::size_t k) {
-    if constexpr (on_host<Exec>) return Tile(m, n, k).floats() * sizeof(float);
+    if constexpr (host_accessible<Exec>) return Tile(m, n, k).floats() * sizeof(float);
 #if defined(SPARSEATTN_CUDA_KERNELS)
     return cuda::matmul_workspace + device_alignment;
 #else

@@ -156,11 +156,10 @@ void transpose_csr(const Exec& exec, const std::string& label, std::int32_t long
                    const detail::CsrRows<typename Exec::memory_space>& from,
                    Array1<std::int64_t, typename Exec::memory_space>& offsets,
                    Array1<std::int32_t, typename Exec::memory_space>& rows) {
-    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
     detail::make_room(exec, label + ".offsets", static_cast<std::int64_t>(from.lists) * from.columns + 1, offsets);
     detail::make_room(exec, label + ".rows", static_cast<std::int64_t>(from.entries.extent(0)), rows);
     const detail::CsrTranspose<typename Exec::memory_space> to{offsets, rows};
-    if constexpr (on_host) {
+    if constexpr (host_accessible<Exec>) {
         detail::transpose_in_order(exec, label, from, to);
     } else {
         detail::transpose_by_bits(exec, label, longest, from, to);

@@ -26,7 +26,7 @@ std::int64_t workspace_bytes(const ModelConfig& config, const PassShape& pass, b
         const std::int64_t outputs = (gated ? 2 : 1) * query_rows * d;
         const std::int64_t gradients = pass.training ? query_rows * d + 2 * key_rows * d + scalars : 0;
         return static_cast<std::int64_t>(sizeof(T)) * std::max(outputs, gradients) + slack;
-    } else if constexpr (detail::on_host<Exec>) {
+    } else if constexpr (host_accessible<Exec>) {
         const std::int64_t rows = query_rows / tile + 2 * config.num_attention_heads;  // of the grid, all heads
         const std::int64_t threads = concurrency(Exec()), lists = 16 * rows + pass.tokens + slack;
         const std::int64_t forward = 2 * key_rows * d + threads * (5 * tile * d + tile * tile + 8 * tile);

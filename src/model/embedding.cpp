@@ -32,7 +32,7 @@ void embedding_backward(const Exec& exec, const Span1<const std::int32_t, typena
     const int n = static_cast<int>(dx.extent(1));
     const auto vocabulary = static_cast<std::int32_t>(dtable.extent(0));
     const std::int64_t count = static_cast<std::int64_t>(tokens.extent(0));
-    constexpr int width = column_block<Exec>, parts = on_host<Exec> ? 1 : 64;
+    constexpr int width = column_block<Exec>, parts = host_accessible<Exec> ? 1 : 64;
     const int blocks = (n + width - 1) / width;
     Kokkos::parallel_for(
         "SparseAttn::embedding_backward", Kokkos::RangePolicy<Exec>(exec, 0, blocks * parts), KOKKOS_LAMBDA(int item) {

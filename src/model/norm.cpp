@@ -68,7 +68,7 @@ void add_chunks(const Exec& exec, std::int64_t chunks, const Span1<A, typename E
                 const Span1<A, typename Exec::memory_space>& sums) {
     const int n = static_cast<int>(sums.extent(0));
     const std::string label = "SparseAttn::rms_norm_backward.weight";
-    if constexpr (on_host<Exec>) {
+    if constexpr (host_accessible<Exec>) {
         constexpr int width = column_block<Exec>;
         Kokkos::parallel_for(label, Kokkos::RangePolicy<Exec>(exec, 0, (n + width - 1) / width), [=](int block) {
             const int begin = block * width, end = begin + width < n ? begin + width : n;

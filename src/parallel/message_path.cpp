@@ -9,13 +9,6 @@
 #include "sparseattn/core/instantiate.hpp"
 
 namespace sparseattn {
-namespace {
-
-template <class Exec>
-constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-
-}  // namespace
-
 bool mpi_is_gpu_aware() {
 #if defined(OPEN_MPI) && defined(MPIX_CUDA_AWARE_SUPPORT)
     return MPIX_Query_cuda_support() == 1;
@@ -26,12 +19,12 @@ bool mpi_is_gpu_aware() {
 
 template <class Exec>
 MessagePath message_path(MessagePath for_devices) {
-    return on_host<Exec> ? MessagePath::direct : for_devices;
+    return host_accessible<Exec> ? MessagePath::direct : for_devices;
 }
 
 MessageChoice choose_message_path(const Communicator& world, bool allow_link, bool allow_gpu_aware) {
     using Exec = Kokkos::DefaultExecutionSpace;
-    if (on_host<Exec>) return {MessagePath::direct, "messages: host memory, MPI"};
+    if (host_accessible<Exec>) return {MessagePath::direct, "messages: host memory, MPI"};
     const std::string obstacle = allow_link ? device_link_obstacle(world, Exec()) : "switched off";
     if (obstacle.empty()) {
         return {MessagePath::linked, concat("messages: from device to device, ", device_link_library())};

@@ -6,14 +6,11 @@
 namespace sparseattn {
 namespace {
 
-template <class Exec>
-constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-
 /// body(row, head, channel) for all; on a CPU one work item has all channels of a head, so that they move as vectors.
 template <class Exec, class Body>
 void for_each_head(const Exec& exec, const char* label, std::int64_t rows, int heads, int head_dim, const Body& body) {
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
-    if constexpr (on_host<Exec>) {
+    if constexpr (host_accessible<Exec>) {
         Kokkos::parallel_for(label, Policy(exec, 0, rows), [=](std::int64_t row) {
             for (int head = 0; head < heads; ++head) body(row, head, 0, head_dim);
         });

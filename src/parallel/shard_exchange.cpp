@@ -13,9 +13,6 @@ int tag(bool sum) {
     return sum ? 2 : 3;
 }
 
-template <class Mem>
-constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::DefaultHostExecutionSpace, Mem>::accessible;
-
 using HostSpan = Span1<float, Kokkos::HostSpace>;
 
 template <class Mem>
@@ -50,7 +47,7 @@ ShardExchange<Exec>::ShardExchange(const Exec& exec, const Communicator& communi
     for (Slot& slot : slots_) {
         slot.received = HostFloats(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::shards.received"),
                                    (ranks - 1) * round_);
-        if constexpr (!on_host<Mem>) {
+        if constexpr (!host_accessible<Mem>) {
             slot.staged = HostFloats(Kokkos::view_alloc(Kokkos::WithoutInitializing, "SparseAttn::shards.staged"),
                                      ranks * round_);
         }
@@ -63,7 +60,7 @@ std::int64_t ShardExchange<Exec>::buffer_bytes(std::int64_t largest_share, int r
     if (message_path<Exec>(messages) == MessagePath::linked) {
         return detail::LinkedShards::buffer_bytes(largest_share, ranks);
     }
-    const std::int64_t floats = (ranks - 1) + (on_host<Mem> ? 0 : ranks);
+    const std::int64_t floats = (ranks - 1) + (host_accessible<Mem> ? 0 : ranks);
     return slots * floats * std::min(default_round, largest_share) * static_cast<std::int64_t>(sizeof(float));
 }
 
@@ -75,7 +72,7 @@ void ShardExchange<Exec>::start(Kind kind, const Span1<float, Mem>& data, int b)
     if (communicator_.size() == 1) return;
     if (linked_) return kind == Kind::sum ? linked_->start_sum(data, b) : linked_->start_gather(data, b);
     // Messages leave host memory as it is; what a device has computed is copied behind its last writer.
-    if constexpr (on_host<Mem>) fence(exec_, "SparseAttn::shards.start");
+    if constexpr (host_accessible<Mem>) fence(exec_, "SparseAttn::shards.start");
     // The first rank's share is the longest.
     for (std::int64_t offset = 0; offset < shards_.share(b, 0).count(); offset += round_) {
         waiting_.push_back({kind, data, b, offset});
@@ -104,7 +101,7 @@ void ShardExchange<Exec>::finish() {
         slot.messages.wait();
         complete(moving_.front(), slot);
     }
-    if constexpr (!on_host<Mem>) fence(exec_, "SparseAttn::shards.finish");
+    if constexpr (!host_accessible<Mem>) fence(exec_, "SparseAttn::shards.finish");
 }
 
 // Starts rounds as long as there is a free slot.
@@ -135,7 +132,7 @@ template <class Exec>
 void ShardExchange<Exec>::receive(const Round& round, Slot& slot) {
     const int me = communicator_.rank();
     const int ranks = communicator_.size();
-    const bool in_place = on_host<Mem> && round.kind == Kind::gather;
+    const bool in_place = host_accessible<Mem> && round.kind == Kind::gather;
     for (int step = 1; step < ranks; ++step) {
         const int from = (me + ranks - step) % ranks;
         const IndexRange range = piece(round, round.kind == Kind::sum ? me : from);
@@ -150,7 +147,7 @@ void ShardExchange<Exec>::send(const Round& round, Slot& slot) {
     const int me = communicator_.rank();
     const int ranks = communicator_.size();
     const auto staged = [&](int rank) { return slot.staged.data() + rank * round_; };
-    if constexpr (!on_host<Mem>) {
+    if constexpr (!host_accessible<Mem>) {
         for (int rank = 0; rank < ranks; ++rank) {
             if (round.kind == Kind::gather && rank != me) continue;
             const IndexRange range = piece(round, rank);
@@ -164,7 +161,7 @@ void ShardExchange<Exec>::send(const Round& round, Slot& slot) {
         const int whose = round.kind == Kind::sum ? to : me;
         const IndexRange range = piece(round, whose);
         if (range.count() == 0) continue;
-        const float* from = on_host<Mem> ? round.data.data() + range.begin : staged(whose);
+        const float* from = host_accessible<Mem> ? round.data.data() + range.begin : staged(whose);
         slot.messages.send(from, range.count(), to, tag(round.kind == Kind::sum));
     }
 }
@@ -176,15 +173,15 @@ void ShardExchange<Exec>::complete(const Round& round, Slot& slot) {
     const IndexRange mine = piece(round, me);
     if (round.kind == Kind::sum) {
         float* own = round.data.data() + mine.begin;
-        if constexpr (!on_host<Mem>) own = slot.staged.data() + me * round_;
+        if constexpr (!host_accessible<Mem>) own = slot.staged.data() + me * round_;
         const Kokkos::DefaultHostExecutionSpace host;
         detail::add_in_rank_order(host, own, slot.received.data(), round_, me, ranks, mine.count());
         fence(host, "SparseAttn::add_in_rank_order");
-        if constexpr (!on_host<Mem>) {
+        if constexpr (!host_accessible<Mem>) {
             Kokkos::deep_copy(exec_, range_of(round.data, mine), host_span(own, mine));
             fence(exec_, "SparseAttn::shards.unstage");
         }
-    } else if constexpr (!on_host<Mem>) {
+    } else if constexpr (!host_accessible<Mem>) {
         for (int rank = 0; rank < ranks; ++rank) {
             if (rank == me) continue;
             const IndexRange range = piece(round, rank);

@@ -45,7 +45,7 @@ struct MeanBlocks {
         const std::int32_t end = begin + block < range.tokens ? begin + block : range.tokens;
         const float factor = scale / static_cast<float>(end - begin);
         float* sum = &out(J, 0);
-        if constexpr (!Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible) {
+        if constexpr (!host_accessible<Mem>) {
             // The sums of the host's loop in registers, so that the loads of many tokens are under way at once.
             const std::int64_t stride = static_cast<std::int64_t>(x.stride(0));
             const T* first = &x(range.first + begin, range.head, 0);

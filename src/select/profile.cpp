@@ -65,8 +65,7 @@ void tail_profile(const Exec& exec, const HeadsView<const T, typename Exec::memo
                       static_cast<float>(1 / std::sqrt(static_cast<double>(keys.extent(1)))), queries, keys, 0.0F,
                       scores);
     for_long_rows("SparseAttn::tail_profile.softmax", exec, rows, TailSoftmax<Mem>{scores});
-    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
-    constexpr int width = on_host ? 16 : 1;
+    constexpr int width = host_accessible<Mem> ? 16 : 1;
     const int items = (static_cast<int>(keys.extent(0)) + width - 1) / width;
     Kokkos::parallel_for("SparseAttn::tail_profile.sums",
                          Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int32_t>>(exec, 0, items),

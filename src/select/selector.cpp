@@ -120,7 +120,6 @@ std::size_t selection_bytes(const Sequences<typename Exec::memory_space>& sequen
 template <class Mem>
 std::int64_t selected_layout_bytes(const Sequences<Mem>& sequences, int heads, const SelectorOptions& options,
                                    bool transposed) {
-    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
     constexpr std::int64_t entry = sizeof(std::int32_t), offset = sizeof(std::int64_t);
     const int block = block_of(options);
     const std::int64_t rows = detail::mask_rows(sequences, block);
@@ -130,7 +129,8 @@ std::int64_t selected_layout_bytes(const Sequences<Mem>& sequences, int heads, c
     std::int64_t bytes = listed + offset * heads * rows, of_transpose = listed + offset * heads * blocks;
     if (const auto* minference = std::get_if<MInferenceOptions>(&options)) {
         const auto columns = detail::most_kept_columns(sequences, *minference, detail::estimated_heads({}, heads));
-        const std::int64_t kept = on_host ? 0 : entry * detail::most_single_keys(sequences, block, heads, columns);
+        const std::int64_t kept =
+            host_accessible<Mem> ? 0 : entry * detail::most_single_keys(sequences, block, heads, columns);
         bytes += kept + offset * heads * rows;
         of_transpose += kept + offset * heads * sequences.keys();
     }

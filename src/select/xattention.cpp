@@ -29,8 +29,7 @@ int ceil_div(int a, int b) {
 
 template <class Exec>
 int chunk_rows(const XAttentionOptions& options) {
-    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-    const int wanted = options.chunk_rows > 0 ? options.chunk_rows : (on_host ? 128 : 1024);
+    const int wanted = options.chunk_rows > 0 ? options.chunk_rows : (host_accessible<Exec> ? 128 : 1024);
     const int step = options.block / options.stride;  // whole blocks
     return ceil_div(wanted, step) * step;
 }

@@ -31,7 +31,7 @@ class FiberMember {
 class FiberTeam {
   public:
     FiberTeam(int threads, Order order) : order_(order), fibers_(threads) {
-        for (Fiber& fiber : fibers_) fiber.stack.resize(std::size_t{256} << 10);
+        for (Fiber& fiber : fibers_) fiber.stack.resize(std::size_t{64} << 10);
     }
     /// body(member) as every thread of the team.
     void run(int league_rank, const std::function<void(const FiberMember&)>& body) {
@@ -39,17 +39,16 @@ class FiberTeam {
         league_rank_ = league_rank;
         current_ = this;
         for (Fiber& fiber : fibers_) begin(fiber);
-        for (bool running = true; running;) {
-            running = false;
-            for (std::size_t turn = 0; turn < fibers_.size(); ++turn) {
-                rank_ = order_ == Order::rising ? turn : fibers_.size() - 1 - turn;
-                if (fibers_[rank_].done) continue;
-                running = true;
-                swapcontext(&scheduler_, &fibers_[rank_].context);
-            }
+        // Comes back here at the end of each fiber.
+        for (rank_ = order_ == Order::rising ? 0 : fibers_.size() - 1; !fibers_[rank_].done; rank_ = next()) {
+            swapcontext(&scheduler_, &fibers_[rank_].context);
         }
     }
-    void yield() { swapcontext(&fibers_[rank_].context, &scheduler_); }
+    void yield() {
+        Fiber& fiber = fibers_[rank_];
+        rank_ = next();
+        if (&fibers_[rank_] != &fiber) swapcontext(&fiber.context, &fibers_[rank_].context);
+    }
     double shared = 0;  // of a reduction
     bool fresh = true;
 
@@ -59,6 +58,13 @@ class FiberTeam {
         std::vector<char> stack;
         bool done = false;
     };
+    // Whose turn is next: of the fibers that are not done, if there are any.
+    [[nodiscard]] std::size_t next() const {
+        const std::size_t count = fibers_.size(), step = order_ == Order::rising ? 1 : count - 1;
+        std::size_t rank = (rank_ + step) % count;
+        while (fibers_[rank].done && rank != rank_) rank = (rank + step) % count;
+        return rank;
+    }
     // By itself, since variables of a function that calls getcontext may not outlive its second return.
     void begin(Fiber& fiber) {
         fiber.done = false;

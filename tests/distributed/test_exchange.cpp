@@ -122,7 +122,7 @@ struct Way {
 std::vector<Way> ways(const Communicator& world) {
     std::vector<Way> all{{MessagePath::staged, nullptr}};
     // By its own pointers, where this MPI takes those of a device.
-    if (test::on_host || mpi_is_gpu_aware()) all.push_back({MessagePath::direct, nullptr});
+    if (host_accessible<DeviceLink::Exec> || mpi_is_gpu_aware()) all.push_back({MessagePath::direct, nullptr});
     if (const auto link = test::make_link(world)) all.push_back({MessagePath::linked, link});
     return all;
 }

@@ -192,7 +192,7 @@ void expect_planned_memory(const LayerSelector& selector) {
     by_group<T>(c, decoder, attention, group);
     const auto held = static_cast<double>(attention.allocated());
     // Kernels of a device are planned the pieces that any lists may be cut into, which no size makes more than 35 MB.
-    const bool cut_lists = !on_host && std::is_same_v<T, bf16>;
+    const bool cut_lists = !host_accessible<Exec> && std::is_same_v<T, bf16>;
     const auto plan = static_cast<double>(planned.saved + planned.workspace);
     EXPECT_GE(plan, 0.9 * held);
     EXPECT_LE(plan, 1.1 * held + (cut_lists ? 36e6 : 0));

@@ -15,7 +15,7 @@ if(NAME STREQUAL "package")
   run(${CMAKE_COMMAND} --install "${BUILD}" --prefix "${WORK}/prefix")
   list(APPEND PREFIX_PATH "${WORK}/prefix")
 else()
-  list(APPEND options "-DSPARSEATTN_SOURCE=${SOURCE}")
+  list(APPEND options "-DSPARSEATTN_SOURCE=${SOURCE}" -DCMAKE_UNITY_BUILD=ON)
 endif()
 string(REPLACE ";" "\\;" PREFIX_PATH "${PREFIX_PATH}") # one argument
 run(${CMAKE_COMMAND} -S "${CONSUMER}" -B "${WORK}/build" ${options} "-DCMAKE_PREFIX_PATH=${PREFIX_PATH}")

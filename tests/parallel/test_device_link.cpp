@@ -24,7 +24,7 @@ TEST(DeviceLink, EveryRankHearsTheSameObstacle) {
     const std::string mine = device_link_obstacle(world, Exec());
     EXPECT_THAT(world.all_gather(mine), testing::Each(mine));
     const MessageChoice choice = choose_message_path(world, true, true);
-    EXPECT_EQ(choice.path == MessagePath::linked, !test::on_host && mine.empty());
+    EXPECT_EQ(choice.path == MessagePath::linked, !host_accessible<DeviceLink::Exec> && mine.empty());
     EXPECT_NE(choose_message_path(world, false, true).path, MessagePath::linked);
     EXPECT_THAT(choice.description, testing::StartsWith("messages: "));
     EXPECT_EQ(device_link_library().empty(), mine == "this build has no NCCL");

@@ -105,7 +105,7 @@ TEST_P(Sharding, LinksGiveTheSameBits) {
     const FlatShards shards(GetParam().borders, world.rank(), world.size());
     detail::LinkedShards linked(exec, world, link, shards, GetParam().round);
     expect_sums_and_shares(linked, shards);
-    if (!test::on_host) {
+    if (!host_accessible<DeviceLink::Exec>) {
         ShardExchange<Exec> exchange(exec, world, shards, MessagePath::linked);
         expect_sums_and_shares(exchange, shards);
     }

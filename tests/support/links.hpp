@@ -49,12 +49,9 @@ class HostLink : public DeviceLink {
     std::vector<Message> sends_, receives_;
 };
 
-inline constexpr bool on_host =
-    Kokkos::SpaceAccessibility<Kokkos::HostSpace, DeviceLink::Exec::memory_space>::accessible;
-
 // Null where ranks share a device, or the build has no links. Collective.
 inline std::shared_ptr<DeviceLink> make_link(const Communicator& communicator) {
-    if (on_host) return std::make_shared<HostLink>(communicator);
+    if (host_accessible<DeviceLink::Exec>) return std::make_shared<HostLink>(communicator);
     const DeviceLink::Exec exec;
     return device_link_obstacle(communicator, exec).empty() ? link_devices(communicator, exec) : nullptr;
 }

@@ -1,6 +1,6 @@
 #pragma once
 /// \file
-/// The one place that looks at KOKKOS_VERSION: what Kokkos 3.4.01 to 5.x spell differently.
+/// The one place that looks at KOKKOS_VERSION: what Kokkos 3.4.01 to 5.x spell differently, and what they spell long.
 
 #include <Kokkos_Core.hpp>
 #include <cmath>
@@ -8,6 +8,11 @@
 #include <type_traits>
 
 namespace sparseattn {
+
+/// Whether the host reads and writes the memory of a space, a memory space or an execution space's own.
+template <class Space>
+inline constexpr bool host_accessible =
+    Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Space::memory_space>::accessible;
 
 /// Waits for the work submitted to `exec`; the label names the wait in profiles where Kokkos takes one (3.5 and later).
 template <class Exec>

@@ -49,10 +49,9 @@ void build_csr(const Exec& exec, const std::string& label, std::int64_t row_coun
                Array1<std::int32_t, typename Exec::memory_space>& entries) {
     using Mem = typename Exec::memory_space;
     using Policy = Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>;
-    constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, Mem>::accessible;
     make_room(exec, label + ".offsets", row_count + 1, offsets);
     Kokkos::parallel_for(label + ".count", Policy(exec, 0, row_count + 1), CountRows<Mem, Rows>{rows, offsets});
-    if (!on_host && most) {
+    if (!host_accessible<Mem> && most) {
         Kokkos::parallel_scan(label + ".scan", Policy(exec, 0, row_count), ScanRows<Mem>{offsets});
         make_room(exec, label, *most, entries);
     } else {

@@ -12,8 +12,7 @@ namespace sparseattn::detail {
 
 // Tokens that one work item of a backward norm sums weight gradients over, fewer where many run side by side; partial
 // sums are [norm_chunks(tokens), n].
-inline constexpr int norm_chunk =
-    Kokkos::SpaceAccessibility<Kokkos::HostSpace, Kokkos::DefaultExecutionSpace::memory_space>::accessible ? 32 : 8;
+inline constexpr int norm_chunk = host_accessible<Kokkos::DefaultExecutionSpace> ? 32 : 8;
 constexpr std::int64_t norm_chunks(std::int64_t tokens) {
     return (tokens + norm_chunk - 1) / norm_chunk;
 }

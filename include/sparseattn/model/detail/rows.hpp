@@ -9,11 +9,8 @@
 
 namespace sparseattn::detail {
 
-template <class Exec>
-inline constexpr bool on_host = Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible;
-
 struct HostRowTeam {};
-template <class Exec, bool host = on_host<Exec>>
+template <class Exec, bool host = host_accessible<Exec>>
 struct RowTeamOf {
     using type = HostRowTeam;
 };
@@ -27,13 +24,13 @@ using RowTeam = typename RowTeamOf<Exec>::type;
 // How many neighbouring columns one work item sums over many rows: a few cache lines on a CPU, one column (so that the
 // reads of neighbouring threads coalesce) on a device.
 template <class Exec>
-inline constexpr int column_block = on_host<Exec> ? 64 : 1;
+inline constexpr int column_block = host_accessible<Exec> ? 64 : 1;
 
 // body(const RowTeam<Exec>&, std::int64_t row) for rows [0, rows). `threads` of a team on a device; 0: as Kokkos likes.
 template <class Exec, class Body>
 void for_each_row(const Exec& exec, const std::string& label, std::int64_t rows, const Body& body,
                   [[maybe_unused]] int threads = 0) {
-    if constexpr (on_host<Exec>) {
+    if constexpr (host_accessible<Exec>) {
         Kokkos::parallel_for(label, Kokkos::RangePolicy<Exec, Kokkos::IndexType<std::int64_t>>(exec, 0, rows),
                              [=](std::int64_t row) { body(HostRowTeam{}, row); });
     } else {

@@ -11,7 +11,7 @@ template <class Exec, class Functor>
 void for_long_rows(const char* label, const Exec& exec, int rows, const Functor& functor) {
     using Policy = Kokkos::TeamPolicy<Exec>;
     const Policy automatic(exec, rows, Kokkos::AUTO);
-    if constexpr (Kokkos::SpaceAccessibility<Kokkos::HostSpace, typename Exec::memory_space>::accessible) {
+    if constexpr (host_accessible<Exec>) {
         Kokkos::parallel_for(label, automatic, functor);
     } else {
         const int most = automatic.team_size_max(functor, Kokkos::ParallelForTag());
