@@ -1,7 +1,7 @@
-# sparseattn_test(NAME SOURCES files... [RANKS counts...] [THREADS n] [TIMEOUT s] [LINKS targets...] [LABELS ...] [HOST] [KERNELS])
+# sparseattn_test(NAME SOURCES files... [RANKS counts...] [THREADS n] [TIMEOUT s] [LINKS targets...] [LABELS ...] [HOST])
 #
 # A GoogleTest program with the main of tests/support. Without RANKS it runs once, outside MPI; with RANKS once per
-# count under mpirun, as NAME.np<count>. HOST: it computes nothing on a device. KERNELS: it compiles kernels of its own.
+# count under mpirun, as NAME.np<count>. HOST: it computes nothing on a device.
 
 # sparseattn_use_device(tests...): ctest -j runs such tests one after the other where the library uses a device. Small
 # kernels of several processes wait for each other's time slices there, which makes each process ten times slower.
@@ -13,7 +13,7 @@ endfunction()
 
 set(SPARSEATTN_MPIRUN_FLAGS --oversubscribe --bind-to none CACHE STRING "Extra flags of mpirun in tests")
 function(sparseattn_test name)
-  cmake_parse_arguments(TEST "HOST;KERNELS" "THREADS;TIMEOUT" "SOURCES;RANKS;LINKS;LABELS" ${ARGN})
+  cmake_parse_arguments(TEST "HOST" "THREADS;TIMEOUT" "SOURCES;RANKS;LINKS;LABELS" ${ARGN})
   if(NOT TEST_THREADS)
     set(TEST_THREADS 2)
   endif()
@@ -25,10 +25,6 @@ function(sparseattn_test name)
   endif()
   add_executable(${name} ${TEST_SOURCES})
   set_target_properties(${name} PROPERTIES UNITY_BUILD OFF) # sources of a test name their helpers alike
-  # Checks of every access through a pointer are a third of a test's compile time: for the library and kernels only.
-  if(SPARSEATTN_SANITIZE MATCHES "undefined" AND NOT TEST_KERNELS)
-    target_compile_options(${name} PRIVATE -fno-sanitize=alignment,null,object-size,vptr)
-  endif()
   target_link_libraries(${name} PRIVATE sparseattn_test_support sparseattn_flags ${TEST_LINKS})
   set(environment "OMP_NUM_THREADS=${TEST_THREADS};OMP_PROC_BIND=false;OMP_WAIT_POLICY=passive;${SPARSEATTN_TEST_ENVIRONMENT}")
   if(TEST_RANKS)
